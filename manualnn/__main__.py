@@ -1,0 +1,6 @@
+"""`python -m manualnn`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

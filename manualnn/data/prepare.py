@@ -1,0 +1,137 @@
+"""From examples to tensors: a split, and a normalisation fitted on its training part.
+
+Shapes: N samples, the rest of x is the shape of one example.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..workspace import generator
+
+SPLIT_STREAM = 0x5911
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """x -> (x - mean) / std on raw values: mean and std are numbers, or lists over the features."""
+
+    kind: str
+    mean: float | list[float] = 0.0
+    std: float | list[float] = 1.0
+
+    @classmethod
+    def fit(cls, kind: str, images: Tensor) -> "Normalization":
+        """Fit on `images` (N, ...): "none", "unit" (x / 255), "standard" (one mean and standard
+        deviation) or "feature" (one each per feature). A constant feature is only shifted."""
+        if kind in ("none", "unit"):
+            return cls(kind, 0.0, 255.0 if kind == "unit" else 1.0)
+        dims = [0] if kind == "feature" else list(range(images.dim()))
+        count = len(images) if kind == "feature" else images.numel()
+        chunks = images.split(4096)
+        mean = torch.stack([c.double().sum(dims) for c in chunks]).sum(0).div_(count)
+        squares = torch.stack([(c.double() - mean).square().sum(dims) for c in chunks])
+        std = squares.sum(0).div_(count).sqrt()
+        std = torch.where(std > 0, std, 1.0)
+        return (
+            cls(kind, mean.flatten().tolist(), std.flatten().tolist())
+            if dims == [0]
+            else cls(kind, float(mean), float(std))
+        )
+
+    def apply(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """The normalised images in `dtype`, of the same shape."""
+        shape = images.shape[1:]
+        x = images.to(dtype, copy=True)
+        for value, operation in ((self.mean, x.sub_), (self.std, x.div_)):
+            operation(torch.tensor(value, dtype=dtype).expand(shape.numel()).view(shape))
+        return x
+
+    def to_meta(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """x (N, ...) normalised, y (N,) int64, both on the training device."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The parts of one experiment; `valid` and `test` are None where there is none."""
+
+    train: Samples
+    valid: Samples | None
+    test: Samples | None
+    normalization: Normalization
+    shape: tuple[int, ...]
+
+
+def split(
+    labels: Tensor, valid: int | float, seed: int, stratify: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Indices of the training and the validation part, each in ascending order.
+
+    `valid` is a count, or a fraction where it is a float below 1. With `stratify` every class gives
+    the same share, to within one sample. Raises InputError when a part would be empty.
+    """
+    count = round(valid * len(labels)) if isinstance(valid, float) else valid
+    if not 0 <= count < len(labels) or (valid and not count):
+        raise InputError(f"data.valid = {valid} of {len(labels)} samples leaves a part empty")
+    order = torch.randperm(len(labels), generator=generator(seed, SPLIT_STREAM))
+    if stratify:
+        # Rank each sample within its class, in a random order; the lowest relative ranks validate.
+        by_class = order[labels[order].argsort(stable=True)]
+        sizes = labels.bincount()
+        starts = (sizes.cumsum(0) - sizes)[labels[by_class]]
+        rank = (torch.arange(len(labels)) - starts + 0.5) / sizes[labels[by_class]]
+        order = by_class[rank.argsort(stable=True)]
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def prepare(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor] | None,
+    *,
+    valid: int | float = 0,
+    stratify: bool = False,
+    seed: int = 0,
+    train_samples: int = 0,
+    normalize: str = "standard",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Prepared:
+    """Split (images, labels), fit the normalisation on the training part only, and normalise all.
+
+    `train_samples` keeps only the first so many before the split; 0 keeps all.
+    """
+    images, labels = train
+    if train_samples > len(labels):
+        raise InputError(
+            f"data.train_samples = {train_samples}, but there are {len(labels)} samples"
+        )
+    if train_samples:
+        images, labels = images[:train_samples], labels[:train_samples]
+    chosen, held_out = split(labels, valid, seed, stratify)
+    used = images[chosen] if len(held_out) else images
+    normalization = Normalization.fit(normalize, used)
+
+    def samples(images: Tensor, labels: Tensor) -> Samples:
+        return Samples(normalization.apply(images, dtype).to(device), labels.to(device))
+
+    return Prepared(
+        samples(used, labels[chosen]),
+        samples(images[held_out], labels[held_out]) if len(held_out) else None,
+        samples(*test) if test else None,
+        normalization,
+        tuple(images.shape[1:]),
+    )

@@ -1,0 +1,285 @@
+"""Where a data set lies: a folder the user names, the bundled MNIST, or a per-user download."""
+
+import os
+import re
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InputError, hint
+from ..files import PACKAGE, cache_folder
+from .idx import read_idx
+
+
+@dataclass(frozen=True)
+class Known:
+    """A data set that torchvision can download: its folder there, class names, md5 of the files."""
+
+    folder: str
+    classes: tuple[str, ...]
+    md5: dict[tuple[str, str], str]
+
+
+def _md5(*values: str) -> dict[tuple[str, str], str]:
+    keys = [(part, kind) for part in ("train", "test") for kind in ("images", "labels")]
+    return dict(zip(keys, values, strict=True))
+
+
+FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+# md5 of the packed files, as torchvision.datasets pins them.
+DATASETS = {
+    "mnist": Known(
+        "MNIST",
+        tuple("0123456789"),
+        _md5(
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "d53e105ee54ea40749a09fcbcd1e9432",
+            "9fb629c4189551a2d022fa330f9573f3",
+            "ec29112dd5afa0611ce80d1b7f02629c",
+        ),
+    ),
+    "fashion-mnist": Known(
+        "FashionMNIST",
+        FASHION,
+        _md5(
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "25c81989df183df01b3e8a0aad5dffbe",
+            "bef4ecab320f06d8554ea6380940ec79",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+    ),
+    "kmnist": Known(
+        "KMNIST",
+        ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+        _md5(
+            "bdb82020997e1d708af4cf47b453dcf7",
+            "e144d726b3acfaa3e44228e80efcd344",
+            "5c965bf0a639b31b8f53240b1b52f4d7",
+            "7320c461ea6c1c855c0b718fb2a4b134",
+        ),
+    ),
+}
+NAMES = (*DATASETS, "idx")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """images (N, C, H, W) or (N, D) in their own type, labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What was loaded; a part that was not asked for, or optional and missing, is None.
+
+    `classes` are known from the training labels or the data set's own list; None if only a foreign
+    test part was read.
+    """
+
+    name: str
+    where: str
+    train: Examples | None
+    test: Examples | None
+    class_names: tuple[str, ...] | None
+
+
+def load(
+    name: str,
+    data_dir: Path | str | None = None,
+    parts: tuple[str, ...] = ("train", "test"),
+    optional: tuple[str, ...] = (),
+    class_names: tuple[str, ...] | None = None,
+) -> Dataset:
+    """Read the `parts` ("train", "test") of data set `name` and check that they fit together.
+
+    `data_dir`, else `$MANUALNN_DATA`, else what is bundled, else the per-user cache, which
+    torchvision's downloader fills. Parts in `optional` may be missing in a folder the user named.
+    Raises InputError.
+    """
+    if name not in NAMES:
+        raise InputError(f"unknown data set {name!r}; {hint(name, NAMES)}")
+    files, where, md5 = _locate(name, data_dir, parts, optional)
+    read = {
+        part: _read_part(files[part, "images"], files[part, "labels"], part, md5)
+        for part in parts
+        if (part, "images") in files
+    }
+    shapes = {part: tuple(examples.images.shape[1:]) for part, examples in read.items()}
+    if len(set(shapes.values())) > 1:
+        raise InputError(f"{where}: train and test examples differ in shape: {shapes}")
+    known = DATASETS.get(name)
+    if class_names is None and known and md5:
+        class_names = known.classes
+    elif class_names is None and "train" in read:
+        count = int(read["train"].labels.max()) + 1
+        same = known is not None and len(known.classes) == count
+        class_names = known.classes if known and same else tuple(map(str, range(count)))
+    for part, examples in read.items():
+        if class_names is not None:
+            check_labels(examples.labels, len(class_names), str(files[part, "labels"]))
+    return Dataset(name, where, read.get("train"), read.get("test"), class_names)
+
+
+def check_labels(labels: Tensor, classes: int, where: str) -> None:
+    """Raise InputError unless every label is in [0, classes)."""
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        raise InputError(
+            f"{where}: label {int(labels[first])} of example {first} is outside the {classes}"
+            f" classes 0 to {classes - 1}"
+        )
+
+
+def _read_part(
+    images_path: Path, labels_path: Path, part: str, md5: dict[tuple[str, str], str]
+) -> Examples:
+    images = read_idx(images_path, md5.get((part, "images")))
+    labels = read_idx(labels_path, md5.get((part, "labels")))
+    if images.dim() == 3:
+        images = images.unsqueeze(1)  # one channel
+    if images.dim() not in (2, 4):
+        raise InputError(
+            f"{images_path}: examples of {images.dim() - 1} dimensions; 1 to 3 are read"
+        )
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise InputError(f"{labels_path}: labels must be one integer per example")
+    if len(images) != len(labels):
+        raise InputError(
+            f"{len(images)} images in {images_path}, but {len(labels)} labels in {labels_path}"
+        )
+    if images.numel() == 0:
+        raise InputError(f"{images_path}: holds no data: shape {tuple(images.shape)}")
+    return Examples(images, labels.long())
+
+
+Files = dict[tuple[str, str], Path]
+
+
+def _locate(
+    name: str, data_dir: Path | str | None, parts: tuple[str, ...], optional: tuple[str, ...]
+) -> tuple[Files, str, dict[tuple[str, str], str]]:
+    """The files of the parts, where they lie, and the md5s they must have (none if the user's)."""
+    needed = [(part, kind) for part in parts for kind in ("images", "labels")]
+    required = [key for key in needed if key[0] not in optional]
+    if data_dir is not None:
+        files = _search(Path(data_dir).expanduser(), name, needed, required)
+        if isinstance(files, str):
+            raise InputError(files)
+        return files, str(data_dir), {}
+    if (environment := os.environ.get("MANUALNN_DATA")) is not None:
+        files = _search(Path(environment).expanduser(), name, needed, required)
+        if not isinstance(files, str):
+            return files, environment, {}
+        print(f"note: MANUALNN_DATA: {files}; looking elsewhere", file=sys.stderr)
+    if name == "idx":
+        raise InputError("data set 'idx' needs a folder: give --data-dir or set MANUALNN_DATA")
+    known = DATASETS[name]
+    folder = PACKAGE / "data" / "mnist"
+    if name != "mnist":
+        folder = cache_folder() / "datasets" / known.folder / "raw"
+        missing = [key for key in needed if not (folder / canonical(*key)).is_file()]
+        if missing:
+            _download(name, missing, folder)
+    return {key: folder / canonical(*key) for key in needed}, str(folder), known.md5
+
+
+def canonical(part: str, kind: str) -> str:
+    """The packed file's name at its source."""
+    prefix = "train" if part == "train" else "t10k"
+    return f"{prefix}-{kind}-idx{3 if kind == 'images' else 1}-ubyte.gz"
+
+
+def _search(
+    root: Path, name: str, needed: list[tuple[str, str]], required: list[tuple[str, str]]
+) -> Files | str:
+    """The needed files, in torchvision's layout under `root` or in it, or what is missing."""
+    if not root.is_dir():
+        return f"{root} is not a folder"
+    folder = root
+    if name in DATASETS and (root / DATASETS[name].folder / "raw").is_dir():
+        folder = root / DATASETS[name].folder / "raw"
+    pattern = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx\d-\w+?(\.gz)?")
+    files: Files = {}
+    for path in sorted(folder.iterdir()):  # a plain file sorts before its .gz and is preferred
+        if (match := pattern.fullmatch(path.name)) and path.is_file():
+            part = "train" if match[1] == "train" else "test"
+            files.setdefault((part, match[2]), path)
+    half = [key for key in needed if key not in files and (key[0], _other(key[1])) in files]
+    missing = [key for key in required if key not in files]
+    if missing or half:
+        return (
+            f"{folder} lacks {' and '.join(canonical(*key) for key in missing or half)}"
+            f" (plain or .gz) of {name}"
+        )
+    return {key: files[key] for key in needed if key in files}
+
+
+def _other(kind: str) -> str:
+    return "labels" if kind == "images" else "images"
+
+
+def _download(name: str, missing: list[tuple[str, str]], folder: Path) -> None:
+    """Fetch files with torchvision, https first; each is moved to `folder` once it is whole."""
+    import torchvision.datasets
+
+    known = DATASETS[name]
+    source: Any = vars(torchvision.datasets)[known.folder]
+    mirrors = [m.replace("http://", "https://") for m in source.mirrors]
+    mirrors = list(dict.fromkeys([*mirrors, *source.mirrors]))
+    for key in missing:
+        file = canonical(*key)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                print(f"downloading {name}: {file}", file=sys.stderr)
+                _fetch(mirrors, file, known.md5[key], Path(temporary))
+                (Path(temporary) / file).replace(folder / file)
+        except OSError as error:
+            raise InputError(
+                f"{name}: {file} (md5 {known.md5[key]}) is missing and cannot be downloaded"
+                f" ({_reason(error)}); put it into {folder} or give --data-dir"
+            ) from None
+
+
+def _fetch(mirrors: list[str], file: str, md5: str, folder: Path) -> None:
+    from torchvision.datasets.utils import download_url
+
+    errors: list[Exception] = []
+    for mirror in mirrors:
+        try:
+            with _connect_timeout(5), redirect_stderr(StringIO()):
+                download_url(mirror + file, str(folder), file, md5)
+            return
+        except (OSError, RuntimeError) as error:
+            errors.append(error)
+    raise OSError(errors[0])
+
+
+def _reason(error: OSError) -> str:
+    text = str(error)
+    return "no network" if "urlopen error" in text or "timed out" in text else text
+
+
+@contextmanager
+def _connect_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

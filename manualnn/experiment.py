@@ -1,0 +1,539 @@
+"""From a config to a run folder, and from a weights file to its figures."""
+
+import csv
+import json
+import math
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import plots
+from .config import Config, load_config, parse_config
+from .data import Dataset, Normalization, Samples, load, prepare, split
+from .data.sources import check_labels
+from .errors import InputError
+from .files import find_shipped, replacing, write_text
+from .losses import probabilities
+from .network import Network, load_weights, read_tensors, save_weights
+from .training import DTYPES, Progress, Record, Training, evaluate
+
+RUNS = Path("runs")
+MEASURES = [
+    f"{part}_{name}" for part in ("test", "valid", "train") for name in ("accuracy", "loss")
+]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is CUDA where it works, else the CPU. Raises InputError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if not torch.backends.cuda.is_built():
+            raise InputError(
+                f"--device {name}: this torch ({torch.__version__}) is built without CUDA"
+            )
+        if not torch.cuda.is_available():
+            raise InputError(
+                f"--device {name}: torch finds no NVIDIA driver or no GPU; use --device cpu"
+            )
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise InputError(
+                f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices"
+            )
+    return device
+
+
+def build(config: Config, device: torch.device) -> tuple[Training, Dataset]:
+    """Read the data and make the untrained networks of a config. Raises InputError."""
+    settings = config.data
+    dataset = load(
+        settings.name, settings.dir, optional=("test",), class_names=settings.class_names
+    )
+    assert dataset.train is not None and dataset.class_names is not None
+    dtype = DTYPES[config.train.precision]
+    data = prepare(
+        (dataset.train.images, dataset.train.labels),
+        (dataset.test.images, dataset.test.labels) if dataset.test else None,
+        valid=settings.valid,
+        stratify=settings.stratify,
+        seed=settings.seed,
+        train_samples=settings.train_samples,
+        normalize=settings.normalize,
+        dtype=dtype,
+        device=device,
+    )
+    replicas = config.replicas()
+    layers = [list(layer) for layer in config.model.layers]
+    classes = len(dataset.class_names)
+    try:
+        network = Network(layers, data.shape, classes, len(replicas), dtype, device)
+        training = Training(network, data, config.train, replicas, config.model.init)
+    except InputError as error:
+        raise InputError(f"{config.name}: {error}") from None
+    return training, dataset
+
+
+def dry_run(config: Config, device: str = "auto", steps: int = 2) -> Training:
+    """Build everything and train `steps` steps; nothing is saved."""
+    training, _ = build(config, choose_device(device))
+    for _, index in zip(range(steps), training.batches(1), strict=False):
+        training.step(index)
+    return training
+
+
+class Run:
+    """A training with a folder: iterate `train()` for Progress and Records, then read `metrics`.
+
+    `out` is the folder; by default `runs/<config name>`, with a number where that exists. With
+    `resume` the newest such folder, or `out`, is continued if it holds a run; a finished one only
+    gives its metrics again.
+    """
+
+    def __init__(
+        self, config: Config, out: Path | None = None, device: str = "auto", resume: bool = False
+    ) -> None:
+        self.config = config
+        self.metrics: dict[str, Any] | None = None
+        self.folder = out or _default_folder(config.name, resume)
+        held = (self.folder / "config.toml").exists() or (self.folder / "checkpoint.pt").exists()
+        if held and not resume:
+            raise InputError(f"{self.folder} already holds a run; give --resume or another --out")
+        if held:
+            _check_same(config, self.folder / "config.toml")
+            self.metrics = _read_metrics(self.folder / "metrics.json")
+            if self.metrics:
+                return
+        self.device = choose_device(device)
+        self.training, self.dataset = build(config, self.device)
+        if (self.folder / "checkpoint.pt").exists():
+            self._restore(self.folder / "checkpoint.pt")
+        try:
+            write_text(self.folder / "config.toml", config.to_toml())
+        except OSError as error:
+            raise InputError(f"--out {self.folder}: cannot be written: {error.strerror}") from None
+
+    def train(self) -> Iterator[Progress | list[Record]]:
+        """Train to the end, saving after every epoch; then write weights, metrics and pictures."""
+        if self.metrics is not None:
+            return
+        for event in self.training.run():
+            if isinstance(event, list):
+                self._save_epoch()
+            yield event
+        self._finish()
+
+    def _save_epoch(self) -> None:
+        with replacing(self.folder / "checkpoint.pt") as temporary:
+            torch.save(self.training.state(), temporary)
+        write_history(self.folder / "history.csv", self.training.records)
+
+    def _restore(self, path: Path) -> None:
+        try:
+            self.training.restore(read_tensors(path, "checkpoint"))
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            raise InputError(
+                f"{path}: does not fit this config ({type(error).__name__}); remove the folder"
+            ) from None
+
+    def _finish(self) -> None:
+        training, data = self.training, self.training.data
+        network, replicas = training.network, training.replicas
+        measured = {
+            part: training.measure(getattr(data, part)) for part in ("test", "valid", "train")
+        }
+        runs = []
+        for r, replica in enumerate(replicas):
+            figures = {
+                f"{part}_{name}": values[r][i]
+                for part, values in measured.items()
+                for i, name in enumerate(("loss", "accuracy"))
+            }
+            last = [
+                x.epoch
+                for x in training.records
+                if (x.run, x.seed) == (replica.label, replica.seed)
+            ]
+            runs.append(
+                {
+                    "run": replica.label,
+                    "seed": replica.seed,
+                    **{name: figures[name] for name in MEASURES},
+                    "epochs": last[-1],
+                    "kept_epoch": training.best_epoch[r],
+                    "ended": training.ended[r] or None,
+                    "diverged": training.diverged[r],
+                }
+            )
+        best = _best(runs)
+        several = len(runs) > 1
+        for r in range(len(runs)):
+            meta = self._meta(r)
+            if several:
+                label = f"{replicas[r].label}-{replicas[r].seed}".replace("/", "_").replace(" ", "")
+                save_weights(self.folder / "weights" / f"{label}.pkl", network, meta, r)
+            if r == best:
+                save_weights(self.folder / "weights.pkl", network, meta, r)
+        self.metrics = _summary(runs) | self._circumstances()
+        self._draw(network.select(network.theta[best]), replicas[best].label, self.metrics)
+        write_text(self.folder / "metrics.json", to_json(self.metrics))
+
+    def _meta(self, r: int) -> dict[str, Any]:
+        """What evaluate and predict need to know about the weights of replica r."""
+        replica, data = self.training.replicas[r], self.config.data
+        assert self.dataset.class_names is not None
+        return {
+            "run": replica.label,
+            "seed": replica.seed,
+            "dataset": self.dataset.name,
+            "class_names": list(self.dataset.class_names),
+            "normalization": self.training.data.normalization.to_meta(),
+            "loss": self.config.train.loss,
+            "split": {
+                key: getattr(data, key) for key in ("train_samples", "valid", "stratify", "seed")
+            },
+            "manualnn": package_version(),
+        }
+
+    def _circumstances(self) -> dict[str, Any]:
+        training = self.training
+        samples = min(
+            training.steps_per_epoch * self.config.train.batch_size, len(training.data.train)
+        )
+        samples *= len(training.replicas) * training.epoch
+        cuda = self.device.type == "cuda"
+        return {
+            "parameters": training.network.layout.count,
+            "seconds": training.seconds,
+            "samples_per_second": samples / training.seconds if training.seconds else None,
+            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "manualnn": package_version(),
+                "torch": str(torch.__version__),
+                "python": platform.python_version(),
+            },
+            "commit": _commit(),
+        }
+
+    def _draw(self, network: Network, label: str, metrics: dict[str, Any]) -> None:
+        dropout = any(layer[0] == "dropout" for layer in self.config.model.layers)
+        train_label = "train (with dropout)" if dropout else "train"
+        rows = [asdict(record) for record in self.training.records]
+        title = self.config.name
+        if metrics["test_accuracy"] is not None:
+            title += f": test accuracy {100 * metrics['test_accuracy']:.2f} %"
+        if metrics["n"] > 1:
+            title += f" (mean of {metrics['n']})"
+        plots.save(plots.curves(rows, title, train_label), self.folder / "curves.png")
+        part = (
+            "test" if self.training.data.test else "valid" if self.training.data.valid else "train"
+        )
+        samples = getattr(self.training.data, part)
+        evaluation = _judge(network, samples, self.config.train.loss)
+        dataset, data = self.dataset, self.config.data
+        images = _part(dataset, part, asdict(data))[0]
+        assert dataset.class_names is not None
+        draw_evaluation(
+            evaluation, images, dataset.class_names, f"{label}, {part} set", self.folder
+        )
+
+
+def train(
+    config: Config | str | Path = "mnist-mlp",
+    out: Path | str | None = None,
+    device: str = "auto",
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train a config, or the path or name of one: its metrics.json, with `out`, the folder.
+
+    Raises InputError for bad input.
+    """
+    if not isinstance(config, Config):
+        config = load_config(config)
+    run = Run(config, Path(out) if out else None, device, resume)
+    for _ in run.train():
+        pass
+    assert run.metrics is not None
+    return run.metrics | {"out": str(run.folder)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a network does on N samples: predictions (N,), their probabilities (N,), counts (K, K) of
+    true class (row) against predicted class."""
+
+    accuracy: float
+    loss: float
+    targets: Tensor
+    predictions: Tensor
+    confidences: Tensor
+    confusion: Tensor
+
+    def per_class(self, class_names: list[str]) -> list[dict[str, Any]]:
+        """For each class its number of samples, recall (its accuracy) and precision."""
+        counts = self.confusion.tolist()
+        hits = [counts[k][k] for k in range(len(counts))]
+        predicted = self.confusion.sum(0).tolist()
+        return [
+            {
+                "class": name,
+                "n": sum(row),
+                "accuracy": hit / sum(row) if sum(row) else None,
+                "precision": hit / guessed if guessed else None,
+            }
+            for name, row, hit, guessed in zip(class_names, counts, hits, predicted, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation with what it was made of, for tables and pictures."""
+
+    evaluation: Evaluation
+    images: Tensor
+    class_names: list[str]
+    path: Path
+    data: str
+
+
+def evaluate_weights(
+    weights: Path | str | None = None,
+    data: str | None = None,
+    data_dir: Path | str | None = None,
+    split: str = "test",
+    device: str = "cpu",
+) -> Evaluated:
+    """Evaluate a weights file (a path, a run folder or a shipped name) on a part of a data set.
+
+    By default the network that ships with the package, the data set it was trained on, and its test
+    part; "train" and "valid" are the parts its training used. Raises InputError.
+    """
+    if split not in ("test", "train", "valid"):
+        raise InputError(f"--split {split}: use test, valid or train")
+    path = find_weights(weights or "mnist-mlp")
+    loaded = load_weights(path)
+    network, meta = loaded.network, loaded.meta
+    chosen = choose_device(device)
+    name = data or meta.get("dataset") or "mnist"
+    dataset = load(name, data_dir, parts=("test",) if split == "test" else ("train",))
+    images, labels = _part(dataset, split, meta.get("split") or {})
+    check_labels(labels, network.classes, f"{dataset.where} against {path}")
+    if math.prod(network.shape) != images[0].numel():
+        raise InputError(
+            f"{path} takes examples of shape {network.shape}, but those of {dataset.where} have"
+            f" shape {tuple(images.shape[1:])}"
+        )
+    try:
+        normalization = Normalization(**meta.get("normalization", {"kind": "none"}))
+        x = normalization.apply(images.reshape(-1, *network.shape), network.theta.dtype).to(chosen)
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: its meta has an unusable normalization ({error})") from None
+    moved = Network(network.specs, network.shape, network.classes, 1, network.theta.dtype, chosen)
+    moved.theta.copy_(network.theta)
+    evaluation = _judge(moved, Samples(x, labels.to(chosen)), meta.get("loss", "cross_entropy"))
+    names = meta.get("class_names") if name == meta.get("dataset") else dataset.class_names
+    if not names or len(names) != network.classes:
+        names = [str(k) for k in range(network.classes)]
+    return Evaluated(evaluation, images, list(names), path, f"{name} {split}")
+
+
+def find_weights(name: Path | str) -> Path:
+    """A weights file: itself, the `weights.pkl` of a run folder, or a shipped one by name."""
+    if (Path(name) / "weights.pkl").is_file():
+        return Path(name) / "weights.pkl"
+    return find_shipped(name, "weights", ".pkl", "weights file")
+
+
+def newest_run(name: str = "") -> Path | None:
+    """The folder of the newest run of config `name` (of any if empty) under `runs/`."""
+    found = [
+        folder.parent
+        for folder in RUNS.glob("*/config.toml")
+        if not name or folder.parent.name == name or _number(folder.parent.name, name)
+    ]
+    return max(found, key=lambda folder: (folder / "config.toml").stat().st_mtime_ns, default=None)
+
+
+def draw_evaluation(
+    evaluation: Evaluation, images: Tensor, class_names: Any, title: str, folder: Path
+) -> None:
+    """confusion.png, and mistakes.png: the most confident wrong predictions as images."""
+    matrix = evaluation.confusion.numpy()
+    accuracy = f"{100 * evaluation.accuracy:.2f} %"
+    figure = plots.confusion(matrix, class_names, f"{title}: accuracy {accuracy}")
+    plots.save(figure, folder / "confusion.png")
+    wrong = (evaluation.predictions != evaluation.targets).nonzero().flatten()
+    order = evaluation.confidences[wrong].argsort(descending=True, stable=True)
+    shown = wrong[order][:32]
+    if images.dim() != 4:
+        return  # features that are no image
+    captions = [
+        f"{class_names[t]} as {class_names[p]}\n{100 * c:.1f} %"
+        for t, p, c in zip(
+            evaluation.targets[shown].tolist(),
+            evaluation.predictions[shown].tolist(),
+            evaluation.confidences[shown].tolist(),
+            strict=True,
+        )
+    ]
+    heading = (
+        f"{title}: the {len(shown)} most confident of {len(wrong)} mistakes (true as predicted)"
+    )
+    plots.save(plots.image_grid(images[shown].numpy(), captions, heading), folder / "mistakes.png")
+
+
+def write_history(path: Path, records: list[Record]) -> None:
+    """history.csv: a row per epoch and network; empty where not measured."""
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([f.name for f in fields(Record)])
+        writer.writerows([getattr(record, f.name) for f in fields(Record)] for record in records)
+
+
+def to_json(value: Any) -> str:
+    """JSON text in which numbers that are not finite are null."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def package_version() -> str:
+    """The installed version, or "unknown" in a tree that is not installed."""
+    try:
+        return version("manualnn")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _judge(network: Network, samples: Samples, loss: str) -> Evaluation:
+    [(mean_loss, accuracy)] = evaluate(network, samples, loss)
+    assert mean_loss is not None and accuracy is not None
+    p = probabilities(network.logits(samples.x)[0].double()).cpu()
+    predictions, targets, k = p.argmax(-1), samples.y.cpu(), network.classes
+    confusion = (targets * k + predictions).bincount(minlength=k * k).view(k, k)
+    return Evaluation(accuracy, mean_loss, targets, predictions, p.amax(-1), confusion)
+
+
+def _part(dataset: Dataset, part: str, cut: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The raw images and labels of a part; `cut` says how the training file was split."""
+    examples = dataset.test if part == "test" else dataset.train
+    assert examples is not None
+    images, labels = examples.images, examples.labels
+    if part == "test":
+        return images, labels
+    if first := cut.get("train_samples", 0):
+        images, labels = images[:first], labels[:first]
+    if not (valid := cut.get("valid", 0)):
+        if part == "valid":
+            raise InputError("--split valid: this network was trained without a validation split")
+        return images, labels
+    chosen, held_out = split(labels, valid, cut.get("seed", 0), cut.get("stratify", False))
+    index = chosen if part == "train" else held_out
+    return images[index], labels[index]
+
+
+def _best(runs: list[dict[str, Any]]) -> int:
+    """The replica of `weights.pkl`: the best validation accuracy, else the first not diverged."""
+    return max(
+        range(len(runs)),
+        key=lambda r: (not runs[r]["diverged"], runs[r]["valid_accuracy"] or 0.0, -r),
+    )
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One run's figures as they are; several as means and sample standard deviations of those that
+    did not diverge, with n, and each in `runs`."""
+    counted = [run for run in runs if not run["diverged"]] or runs
+
+    def over(function: Any, name: str, least: int) -> float | None:
+        values = [run[name] for run in counted if run[name] is not None]
+        return function(values) if len(values) >= least else None
+
+    summary: dict[str, Any] = {name: over(statistics.fmean, name, 1) for name in MEASURES}
+    summary |= {"epochs": max(run["epochs"] for run in runs), "seed": runs[0]["seed"]}
+    summary |= {"n": len(counted), "diverged": sum(run["diverged"] for run in runs)}
+    summary["ended"] = runs[0]["ended"] if len(runs) == 1 else None
+    if len(runs) > 1:
+        summary["seed"] = [run["seed"] for run in runs]
+        summary["std"] = {name: over(statistics.stdev, name, 2) for name in MEASURES}
+        summary["runs"] = runs
+    return summary
+
+
+def _default_folder(name: str, resume: bool) -> Path:
+    if resume and (newest := newest_run(name)):
+        return newest
+    folder, number = RUNS / name, 2
+    while folder.exists():
+        folder, number = RUNS / f"{name}-{number}", number + 1
+    return folder
+
+
+def _number(folder: str, name: str) -> bool:
+    head, _, tail = folder.rpartition("-")
+    return head == name and tail.isdigit()
+
+
+def _check_same(config: Config, path: Path) -> None:
+    """Raise InputError with the differing keys unless the folder's config is this one."""
+    if not path.exists():
+        raise InputError(f"{path} is missing; remove the folder or give another --out")
+    before = _flat(load_config(path).to_dict())
+    now = _flat(parse_config(config.to_dict(), config.name).to_dict())
+    differing = sorted(key for key in before | now if before.get(key) != now.get(key))
+    if differing:
+        changes = ", ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differing)
+        raise InputError(f"{path.parent}: cannot resume with another config: {changes}")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def _read_metrics(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        print(f"note: {path} cannot be read ({error}); it is made again", file=sys.stderr)
+        return None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, if this is one."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5)
+        return found.stdout.strip() if found.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired):
+        return None

@@ -1,0 +1,263 @@
+"""R networks of one shape: layers, parameters in one buffer, forward, backward, save and load.
+
+Shapes: R replicas, B samples, P parameters of one network, K outputs.
+"""
+
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .files import replacing
+from .layers import Layer, build_layers
+from .losses import decide
+from .parameters import Layout
+from .workspace import Workspace, generator
+
+INIT_STREAM = 0x1417
+CHUNK = 2000  # samples at a time in evaluation
+
+
+class Network:
+    """R independent networks with the same layers, for examples of `shape`.
+
+    `theta` (R, P) holds all parameters, `params` its views: for each layer a dict of name -> view.
+    """
+
+    def __init__(
+        self,
+        specs: list[list[Any]],
+        shape: tuple[int, ...],
+        classes: int,
+        replicas: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.specs, self.shape, self.classes = specs, tuple(shape), classes
+        self.layers: list[Layer] = build_layers(specs, self.shape, classes)
+        named, out = [], self.shape
+        for layer in self.layers:
+            out, shapes = layer.build(out)
+            named.append(shapes)
+        if len(out) != 1:
+            raise InputError(f"model.layers: the output has shape {out}; end with a linear layer")
+        self.outputs = out[0]
+        self.layout = Layout.of(named)
+        if not self.layout.count:
+            raise InputError("model.layers: there is no layer with parameters; add a linear layer")
+        self.first = self.layout.slots[0].layer  # layers before it need no gradient
+        self.theta = torch.zeros(replicas, self.layout.count, dtype=dtype, device=device)
+        self.params = self.layout.views(self.theta)
+
+    @property
+    def replicas(self) -> int:
+        return len(self.theta)
+
+    def initialize(self, seeds: list[int], init: str = "he") -> None:
+        """Draw the weights of replica r from seeds[r]; biases become 0.
+
+        he: N(0, 2 / fan_in) (He et al. 2015, eq. 10); xavier: N(0, 2 / (fan_in + fan_out)) (Glorot
+        and Bengio 2010, eq. 12).
+        """
+        for row, seed in zip(self.theta, seeds, strict=True):
+            draw = generator(seed, INIT_STREAM)
+            for slot in self.layout.slots:
+                part = row[slot.offset : slot.offset + slot.size]
+                if slot.name == "bias":
+                    part.zero_()
+                    continue
+                fan_in, fan_out = slot.shape
+                std = math.sqrt(2 / (fan_in if init == "he" else fan_in + fan_out))
+                # Drawn in float64 so that fp32 and fp64 runs start from the same numbers.
+                part.copy_(torch.randn(slot.size, generator=draw, dtype=torch.float64) * std)
+
+    def forward(self, x: Tensor, workspace: Workspace) -> tuple[Tensor, list[Any]]:
+        """Logits (R, B, K) of x (R, B, ...), and what backward needs."""
+        caches = []
+        for layer, params in zip(self.layers, self.params, strict=True):
+            x, cache = layer.forward(params, x, workspace)
+            caches.append(cache)
+        return x, caches
+
+    def backward(
+        self,
+        dlogits: Tensor,
+        caches: list[Any],
+        grads: list[dict[str, Tensor]],
+        workspace: Workspace,
+        need_dx: bool = False,
+    ) -> Tensor | None:
+        """Overwrite the views `grads` with the gradient; the gradient at x, if asked for."""
+        dy: Tensor | None = dlogits
+        for i in range(len(self.layers) - 1, -1 if need_dx else self.first - 1, -1):
+            assert dy is not None
+            dy = self.layers[i].backward(
+                self.params[i], grads[i], caches[i], dy, workspace, need_dx or i > self.first
+            )
+        return dy
+
+    def chunks(self, x: Tensor, workspace: Workspace) -> Iterator[tuple[int, Tensor]]:
+        """(start, logits (R, b, K)) for the samples x (N, ...), evaluation mode, in chunks.
+
+        The logits are valid until the next chunk.
+        """
+        for start in range(0, len(x), CHUNK):
+            yield start, self._evaluate(x[start : start + CHUNK], workspace)
+
+    @torch.inference_mode()
+    def _evaluate(self, x: Tensor, workspace: Workspace) -> Tensor:
+        workspace.begin(("evaluate", self.replicas, len(x)))
+        return self.forward(x.expand(self.replicas, *x.shape), workspace)[0]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (R, N, K) of normalised samples x (N, ...), in evaluation mode."""
+        workspace = Workspace(self.theta.dtype, self.theta.device)
+        parts = [logits.clone() for _, logits in self.chunks(x, workspace)]
+        return torch.cat(parts, 1)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Predicted classes (R, N) of normalised samples x (N, ...)."""
+        return decide(self.logits(x))
+
+    def select(self, row: Tensor) -> "Network":
+        """A network of one replica with the parameters `row` (P,)."""
+        one = Network(self.specs, self.shape, self.classes, 1, row.dtype, row.device)
+        one.theta[0].copy_(row)
+        return one
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a weights file holds: one network on the CPU, and its `meta`."""
+
+    network: Network
+    meta: dict[str, Any]
+
+
+def save_weights(path: Path, network: Network, meta: dict[str, Any], replica: int = 0) -> None:
+    """Write one replica as a dict of tensors w1, b1, w2, ... and `meta`, readable by `torch.load`.
+
+    `meta` may hold only str, int, float, bool, None, list and dict. Layers, shape and classes are
+    added to it.
+    """
+    meta = {
+        "layers": network.specs,
+        "shape": list(network.shape),
+        "classes": network.classes,
+        "torch": str(torch.__version__),
+        **meta,
+    }
+    tensors = network.layout.to_dict(network.theta[replica])
+    with replacing(path) as temporary:
+        torch.save({**tensors, "meta": meta}, temporary)
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a weights file, or a foreign dict of w1, b1, w2, ... as a ReLU network on x/255.
+
+    Nothing in the file is executed. Raises InputError when it is no weights file, or its tensors do
+    not fit its layers.
+    """
+    content = read_tensors(path, "weights file")
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: not a weights file: it holds a {type(content).__name__}, no dict"
+        )
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    meta = content.get("meta")
+    if not isinstance(meta, dict):
+        tensors, meta = _adopt(tensors, path)
+    try:
+        specs, shape, classes = meta["layers"], tuple(meta["shape"]), meta["classes"]
+        dtype = next(iter(tensors.values())).dtype
+        if not dtype.is_floating_point:
+            raise InputError(f"weights are {dtype}, not floating-point")
+        network = Network(specs, shape, classes, dtype=dtype)
+    except (KeyError, TypeError, IndexError, StopIteration) as error:
+        raise InputError(
+            f"{path}: not a weights file: its meta is incomplete ({error!r})"
+        ) from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    for key, slot in zip(network.layout.keys(), network.layout.slots, strict=True):
+        found = tuple(tensors[key].shape) if key in tensors else None
+        if found != slot.shape:
+            raise InputError(f"{path}: {key} should have shape {slot.shape}, found {found}")
+        network.params[slot.layer][slot.name].copy_(tensors[key])
+    return Weights(network, meta)
+
+
+def read_tensors(path: Path, what: str) -> Any:
+    """`torch.load` with weights_only, which executes nothing; InputError where that is refused."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: not a {what} that can be read safely: {str(error).partition('. ')[0][:200]}"
+        ) from None
+    except (
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise InputError(f"{path}: not a {what}, or truncated ({type(error).__name__})") from None
+
+
+def _adopt(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read w1, b1, w2, ... of an unknown author: the chain of shapes tells the orientation."""
+    weights = sorted((k for k in tensors if re.fullmatch(r"[wW]_?\d+", k)), key=_number)
+    if not weights or any(tensors[k].dim() != 2 for k in weights):
+        raise InputError(
+            f"{path}: not a weights file: it has neither meta nor matrices w1, w2, ..."
+        )
+    shapes = [tuple(tensors[k].shape) for k in weights]
+
+    def chained(shapes: list[tuple[int, ...]]) -> bool:
+        return all(a[1] == b[0] for a, b in pairwise(shapes))
+
+    flip = not chained(shapes)
+    if flip:
+        shapes = [shape[::-1] for shape in shapes]
+        if not chained(shapes):
+            raise InputError(f"{path}: the shapes of {', '.join(weights)} do not form a network")
+    elif len(shapes) == 1 and shapes[0][0] < shapes[0][1]:
+        flip, shapes = True, [shapes[0][::-1]]  # one matrix: more inputs than classes
+    renamed = {}
+    for number, (key, shape) in enumerate(zip(weights, shapes, strict=True), 1):
+        renamed[f"w{number}"] = tensors[key].t() if flip else tensors[key]
+        bias = next(
+            (tensors[k] for k in (f"b{_number(key)}", f"b_{_number(key)}") if k in tensors), None
+        )
+        if bias is None:
+            bias = torch.zeros(shape[1], dtype=tensors[key].dtype)
+        renamed[f"b{number}"] = bias.flatten()
+    specs: list[list[Any]] = []
+    for shape in shapes:
+        specs += [["linear", shape[1]], ["relu"]]
+    size = shapes[0][0]
+    side = math.isqrt(size)
+    return renamed, {
+        "layers": specs[:-1],
+        "shape": [1, side, side] if side * side == size else [size],
+        "classes": shapes[-1][1],
+        "normalization": {"kind": "unit", "mean": 0.0, "std": 255.0},
+        "loss": "cross_entropy",
+    }
+
+
+def _number(key: str) -> int:
+    return int(key.lstrip("wWb_"))

@@ -1,0 +1,83 @@
+"""All parameters of R networks in one buffer `theta` of shape (R, P), and named views into it.
+
+An optimizer, a penalty, a checkpoint or a sum over processes is then one operation on one tensor; a
+layer sees only its own views. Shapes: R replicas, P parameters of one network.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Shapes = dict[str, tuple[int, ...]]
+Views = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one named parameter of one layer lies in a row of the buffer."""
+
+    layer: int
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order of all parameters in a row: `slots`, `layers` in number."""
+
+    slots: tuple[Slot, ...]
+    layers: int
+
+    @classmethod
+    def of(cls, shapes: list[Shapes]) -> "Layout":
+        """Lay the parameters of each layer one after another, in the order given."""
+        slots: list[Slot] = []
+        offset = 0
+        for layer, named in enumerate(shapes):
+            for name, shape in named.items():
+                slots.append(Slot(layer, name, shape, offset))
+                offset += slots[-1].size
+        return cls(tuple(slots), len(shapes))
+
+    @property
+    def count(self) -> int:
+        """P, the number of parameters of one network."""
+        return sum(slot.size for slot in self.slots)
+
+    def views(self, buffer: Tensor) -> list[Views]:
+        """For each layer its named views of `buffer` (R, P), each of shape (R, *shape)."""
+        views: list[Views] = [{} for _ in range(self.layers)]
+        for slot in self.slots:
+            row = buffer[:, slot.offset : slot.offset + slot.size]
+            views[slot.layer][slot.name] = row.view(len(buffer), *slot.shape)
+        return views
+
+    def weight_mask(self) -> Tensor:
+        """(P,) float64: 1 for weights, 0 for biases, which penalties leave alone."""
+        mask = torch.zeros(self.count, dtype=torch.float64)
+        for slot in self.slots:
+            if slot.name != "bias":
+                mask[slot.offset : slot.offset + slot.size] = 1
+        return mask
+
+    def keys(self) -> list[str]:
+        """The names of the slots in a weights file: w1, b1, w2, b2, ... in the layers' order."""
+        numbers = {
+            layer: i for i, layer in enumerate(dict.fromkeys(s.layer for s in self.slots), 1)
+        }
+        return [f"{slot.name[0]}{numbers[slot.layer]}" for slot in self.slots]
+
+    def to_dict(self, row: Tensor) -> dict[str, Tensor]:
+        """Named CPU copies of one network's row (P,): saving a view would save its whole buffer."""
+        row = row.detach().cpu()
+        return {
+            key: row[slot.offset : slot.offset + slot.size].view(slot.shape).clone()
+            for key, slot in zip(self.keys(), self.slots, strict=True)
+        }

@@ -1,0 +1,299 @@
+"""The loop: R networks trained at once on one data set, one record per epoch and network.
+
+Shapes: R replicas, B samples of a batch, N samples of the training part, P parameters.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import Replica, Train
+from .data import Prepared, Samples
+from .errors import InputError
+from .losses import LOSSES, decide, outputs
+from .network import Network
+from .optimizers import SGD, Adam, Optimizer, Penalty, schedule
+from .workspace import Noise, Workspace, generator, mix
+
+ORDER_STREAM, DROPOUT_STREAM = 0x0D01, 0xD120
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One epoch of one replica: a row of history.csv. Training figures are averages over the
+    epoch's batches as trained; losses are without penalty or label smoothing; None where not
+    measured."""
+
+    run: str
+    seed: int
+    epoch: int
+    step: int
+    seconds: float
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    valid_loss: float | None
+    valid_accuracy: float | None
+    test_loss: float | None
+    test_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the running epoch is: samples done of one replica's, and seconds so far."""
+
+    epoch: int
+    samples: int
+    seconds: float
+
+
+class Training:
+    """A run of R replicas. `run` yields Progress, and at each epoch's end the live ones' Records.
+
+    When it ends, `network.theta` holds what each replica is to be judged by: its last finite
+    weights, or the best ones with early stopping. `ended[r]` says why replica r stopped before the
+    last epoch, `diverged[r]` whether that was a loss or weight that is no longer finite.
+    """
+
+    def __init__(
+        self, network: Network, data: Prepared, settings: Train, replicas: list[Replica], init: str
+    ) -> None:
+        if network.outputs != outputs(settings.loss, network.classes):
+            raise InputError(
+                f"model.layers: the last layer has {network.outputs} outputs, but {settings.loss}"
+                f" with {network.classes} classes needs {outputs(settings.loss, network.classes)}"
+            )
+        if settings.loss == "logistic" and network.classes != 2:
+            raise InputError(
+                f"train.loss = 'logistic' tells 2 classes apart, not {network.classes}"
+            )
+        samples, batch_size = len(data.train), settings.batch_size
+        steps = samples // batch_size if settings.drop_last else math.ceil(samples / batch_size)
+        if not steps:
+            raise InputError(
+                f"train.batch_size = {batch_size} with drop_last leaves no batch: {samples} samples"
+            )
+        self.network, self.data, self.settings, self.replicas = network, data, settings, replicas
+        self.steps_per_epoch = steps
+        network.initialize([replica.seed for replica in replicas], init)
+        theta = network.theta
+
+        def column(name: str) -> Tensor:
+            values = [getattr(replica, name) for replica in replicas]
+            return torch.tensor(values, dtype=torch.float64).to(theta).unsqueeze(1)
+
+        self.workspace = Workspace(theta.dtype, theta.device)
+        self.loss = LOSSES[settings.loss]
+        self.base_rate = column("learning_rate")
+        self.rate = self.base_rate.clone()
+        mask = network.layout.weight_mask().to(theta)
+        self.optimizer, coupled = make_optimizer(
+            settings, theta, column("momentum"), column("l2") * mask
+        )
+        self.penalty = Penalty(column("l1"), column("l2") * coupled, mask)
+        self.grad = torch.zeros_like(theta)
+        self.grads = network.layout.views(self.grad)
+        self.noise_seeds = torch.tensor(
+            [[mix(replica.seed, DROPOUT_STREAM)] for replica in replicas], device=theta.device
+        )
+        self.totals = torch.zeros(2, len(replicas), dtype=torch.float64, device=theta.device)
+        # What a checkpoint holds besides theta and the optimizer's state:
+        self.epoch = self.step_number = 0
+        self.seconds = 0.0
+        self.kept = theta.clone()
+        self.ended = [""] * len(replicas)
+        self.diverged = [False] * len(replicas)
+        self.best = [-math.inf] * len(replicas)
+        self.best_epoch = [0] * len(replicas)
+        self.records: list[Record] = []
+
+    def run(self) -> Iterator[Progress | list[Record]]:
+        """Train until the last epoch or until every replica has ended."""
+        while not self.finished:
+            yield from self._train_epoch()
+            records = self._judge_epoch()
+            self.records += records
+            yield records
+        self.network.theta.copy_(self.kept)
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch >= self.settings.epochs or all(self.ended)
+
+    def batches(self, epoch: int) -> Iterator[Tensor]:
+        """Sample indices (R or 1, B) of each batch of an epoch, a function of (seed, epoch)."""
+        count = len(self.data.train)
+        if not self.settings.shuffle:
+            order = torch.arange(count).unsqueeze(0)
+        else:
+            shared = self.settings.shared_batches
+            seeds = [self.settings.seed] if shared else [replica.seed for replica in self.replicas]
+            order = torch.stack(
+                [torch.randperm(count, generator=generator(s, ORDER_STREAM, epoch)) for s in seeds]
+            )
+        order = order.to(self.grad.device)
+        size = self.settings.batch_size
+        for start in range(0, self.steps_per_epoch * size, size):
+            yield order[:, start : start + size]
+
+    @torch.inference_mode()
+    def step(self, index: Tensor) -> None:
+        """One training step on the samples `index` (R or 1, B)."""
+        network, settings, workspace = self.network, self.settings, self.workspace
+        count = index.shape[1]
+        workspace.begin(("train", count), Noise(self.noise_seeds, self.step_number))
+        x, y = self._gather(index)
+        logits, caches = network.forward(x, workspace)
+        loss, dlogits = self.loss(logits, y, workspace, settings.label_smoothing)
+        self.totals[0].add_(loss, alpha=count)
+        self.totals[1].add_((decide(logits) == y).sum(1))
+        network.backward(dlogits, caches, self.grads, workspace)
+        self.penalty.add(network.theta, self.grad)
+        torch.mul(self.base_rate, self.rate_fraction(self.step_number), out=self.rate)
+        self.optimizer.step(network.theta, self.grad, self.rate)
+        self.step_number += 1
+
+    def rate_fraction(self, step: int) -> float:
+        """The fraction of the base learning rate that a step of the run uses."""
+        plan = asdict(self.settings.schedule)
+        total = self.settings.epochs * self.steps_per_epoch
+        return schedule(plan.pop("name"), step, total, steps_per_epoch=self.steps_per_epoch, **plan)
+
+    def state(self) -> dict[str, Any]:
+        """All that a later `restore` needs to go on bit for bit: tensors and plain values."""
+        return {
+            "theta": self.network.theta,
+            "optimizer": self.optimizer.state,
+            "kept": self.kept,
+            "progress": {name: getattr(self, name) for name in _PROGRESS},
+            "records": [asdict(record) for record in self.records],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`; KeyError, RuntimeError or TypeError if it is of another run."""
+        self.network.theta.copy_(state["theta"])
+        self.kept.copy_(state["kept"])
+        for name, tensor in self.optimizer.state.items():
+            tensor.copy_(state["optimizer"][name])
+        for name in _PROGRESS:
+            setattr(self, name, state["progress"][name])
+        self.records = [Record(**record) for record in state["records"]]
+
+    def _gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """x (R, B, ...) and y (R or 1, B) of the samples `index` (R or 1, B)."""
+        train, shape = self.data.train, self.data.shape
+        flat = index.reshape(-1)
+        x = self.workspace.empty((len(flat), *shape))
+        y = self.workspace.empty((len(flat),), torch.int64)
+        torch.index_select(train.x, 0, flat, out=x)
+        torch.index_select(train.y, 0, flat, out=y)
+        x = x.view(*index.shape, *shape)
+        return x.expand(self.network.replicas, *x.shape[1:]), y.view(index.shape)
+
+    def _train_epoch(self) -> Iterator[Progress]:
+        self.totals.zero_()
+        begin = time.perf_counter()
+        for number, index in enumerate(self.batches(self.epoch + 1), 1):
+            self.step(index)
+            if number % 16 == 0:
+                samples = number * self.settings.batch_size
+                yield Progress(self.epoch + 1, samples, time.perf_counter() - begin)
+        if self.grad.is_cuda:
+            torch.cuda.synchronize(self.grad.device)
+        self.epoch += 1
+        self.epoch_seconds = time.perf_counter() - begin
+        self.seconds += self.epoch_seconds
+
+    def _judge_epoch(self) -> list[Record]:
+        """Records of the live replicas; keep their weights; end those that must end."""
+        samples = min(self.steps_per_epoch * self.settings.batch_size, len(self.data.train))
+        train = (self.totals / samples).tolist()
+        valid, test = self.measure(self.data.valid), self.measure(self.data.test)
+        finite = self.network.theta.isfinite().all(1).tolist()
+        rates = self.rate.flatten().tolist()
+        records = []
+        for r, replica in enumerate(self.replicas):
+            if self.ended[r]:
+                continue
+            record = Record(
+                replica.label,
+                replica.seed,
+                self.epoch,
+                self.step_number,
+                self.epoch_seconds,
+                rates[r],
+                train[0][r],
+                train[1][r],
+                *valid[r],
+                *test[r],
+            )
+            records.append(record)
+            self._judge(r, record, finite[r])
+        return records
+
+    def _judge(self, r: int, record: Record, finite: bool) -> None:
+        """Keep the weights of replica r, or say why it ends."""
+        early = self.settings.early_stopping
+        if not (finite and math.isfinite(record.train_loss)):
+            what = "the weights are" if math.isfinite(record.train_loss) else "the loss is"
+            self.diverged[r] = True
+            self.ended[r] = (
+                f"diverged in epoch {self.epoch}: {what} no longer finite; lower"
+                " train.optimizer.learning_rate"
+            )
+            return
+        if early.patience:
+            value = getattr(record, early.monitor)
+            score = -value if early.monitor == "valid_loss" else value
+            if not score > self.best[r]:
+                if self.epoch - self.best_epoch[r] >= early.patience:
+                    self.ended[r] = (
+                        f"stopped early after epoch {self.epoch}: best {early.monitor} in epoch"
+                        f" {self.best_epoch[r]}"
+                    )
+                return
+            self.best[r] = score
+        self.best_epoch[r] = self.epoch
+        self.kept[r].copy_(self.network.theta[r])
+
+    def measure(self, samples: Samples | None) -> list[tuple[float | None, float | None]]:
+        """(loss, accuracy) of each replica on `samples`, in evaluation mode."""
+        if samples is None:
+            return [(None, None)] * len(self.replicas)
+        return evaluate(self.network, samples, self.settings.loss, self.workspace)
+
+
+_PROGRESS = ("epoch", "step_number", "seconds", "ended", "diverged", "best", "best_epoch")
+
+
+def make_optimizer(
+    settings: Train, theta: Tensor, momentum: Tensor, decay: Tensor
+) -> tuple[Optimizer, bool]:
+    """The optimizer, and whether L2 belongs into the gradient: AdamW applies `decay` itself."""
+    chosen = settings.optimizer
+    if chosen.name == "sgd":
+        return SGD(theta, momentum, chosen.nesterov), True
+    decoupled = decay if chosen.name == "adamw" else None
+    adam = Adam(theta, chosen.beta1, chosen.beta2, chosen.epsilon, decoupled)
+    return adam, decoupled is None
+
+
+def evaluate(
+    network: Network, samples: Samples, loss: str, workspace: Workspace | None = None
+) -> list[tuple[float | None, float | None]]:
+    """(mean loss, accuracy in [0, 1]) of each replica, without dropout or label smoothing."""
+    workspace = workspace or Workspace(network.theta.dtype, network.theta.device)
+    totals = torch.zeros(2, network.replicas, dtype=torch.float64, device=network.theta.device)
+    for start, logits in network.chunks(samples.x, workspace):
+        y = samples.y[start : start + logits.shape[1]].unsqueeze(0)
+        with torch.inference_mode():
+            totals[0].add_(LOSSES[loss](logits, y, workspace)[0], alpha=logits.shape[1])
+            totals[1].add_((decide(logits) == y).sum(1))
+    losses, accuracies = (totals / len(samples)).tolist()
+    return list(zip(losses, accuracies, strict=True))

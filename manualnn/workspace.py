@@ -1,0 +1,91 @@
+"""Memory that is made once and handed out again; random numbers that are no state.
+
+Shapes: R replicas, B samples of a batch, n units of one sample.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+def mix(*keys: int) -> int:
+    """One well-mixed integer in [0, 2**63) from several: splitmix64 (Steele et al. 2014)."""
+    state = 0
+    for key in keys:
+        state = (state ^ key) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def generator(*keys: int) -> torch.Generator:
+    """A CPU generator that depends on `keys` alone, so nothing about it needs to be saved."""
+    return torch.Generator().manual_seed(mix(*keys))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What the random numbers of one training step depend on.
+
+    seeds: (R, 1) int64, one mixed seed per replica; step: of the whole run; first: position of the
+    batch's first sample in the global batch.
+    """
+
+    seeds: Tensor
+    step: int
+    first: int = 0
+
+
+@dataclass
+class Workspace:
+    """Hands out buffers in the order of the calls, the same ones for every step of the same shape.
+
+    `begin(key)` starts a step; results of the step before with that key are then overwritten.
+    `noise` is None in evaluation, which turns dropout off.
+    """
+
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+    noise: Noise | None = None
+    _pools: dict[Hashable, list[Tensor]] = field(default_factory=dict, repr=False)
+    _constants: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
+    _pool: list[Tensor] = field(default_factory=list, repr=False)
+    _next: int = 0
+
+    def begin(self, key: Hashable, noise: Noise | None = None) -> None:
+        """Start a step over batches of the shape that `key` stands for."""
+        self._pool = self._pools.setdefault(key, [])
+        self._next = 0
+        self.noise = noise
+
+    def empty(
+        self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The next contiguous buffer of this step, its contents undefined."""
+        dtype = dtype or self.dtype
+        if self._next == len(self._pool):
+            self._pool.append(self._make(shape, dtype))
+        buffer = self._pool[self._next]
+        if buffer.shape != shape or buffer.dtype != dtype:
+            buffer = self._pool[self._next] = self._make(shape, dtype)
+        self._next += 1
+        return buffer
+
+    def constant(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor that `make` gave when `key` was first asked for; nobody may write to it."""
+        if key not in self._constants:
+            with torch.inference_mode(False):
+                self._constants[key] = make().to(self.device)
+        return self._constants[key]
+
+    def ones(self, *shape: int) -> Tensor:
+        """A constant tensor of ones in the workspace's dtype."""
+        return self.constant(("ones", shape), lambda: torch.ones(shape, dtype=self.dtype))
+
+    def _make(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
+        # An ordinary tensor also under inference_mode: torch.compile cannot take inference tensors.
+        with torch.inference_mode(False):
+            return torch.empty(shape, dtype=dtype, device=self.device)
