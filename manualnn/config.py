@@ -138,7 +138,7 @@ class Config:
         listed = {key: value for key, value in columns.items() if isinstance(value, tuple)}
         for i, layer in enumerate(self.model.layers):
             if layer[0] == "dropout" and len(layer) == 2 and isinstance(layer[1], list):
-                listed[f"model.layers[{i}]"] = tuple(layer[1])
+                listed[f"dropout[{i}]"] = tuple(layer[1])
         lengths = {key: len(values) for key, values in listed.items()}
         if train.seeds is not None:
             lengths["seeds"] = len(train.seeds)
@@ -176,7 +176,8 @@ def load_config(
 ) -> Config:
     """The config in a file or shipped under a bare name, changed by `sets`, then `flags`.
 
-    `sets` are "key=value"; `flags` maps a dotted key to a value; None means not given. Raises InputError.
+    `sets` are "key=value"; `flags` maps a dotted key to a value, None where it was not given.
+    Raises InputError.
     """
     path = find_shipped(name, "configs", ".toml", "config")
     try:
@@ -286,7 +287,7 @@ def _fits(value: Any, kind: Any) -> bool:
 def _describe(kind: Any) -> str:
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
-        return "a list of layers" if item == tuple[Any, ...] else f"a list of {_describe(item)}s"
+        return "a list of layers" if item == tuple[Any, ...] else f"a list, each {_describe(item)}"
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join(_describe(k) for k in get_args(kind) if k is not types.NoneType)
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}

@@ -23,6 +23,20 @@ from .workspace import Workspace, mix
 Shape = tuple[int, ...]
 
 
+def product(a: Tensor, b: Tensor, out: Tensor, beta: int = 0) -> Tensor:
+    """out = beta out + a b for each replica, in place: (R, m, k) and (R, k, n) give (R, m, n).
+
+    With beta = 0 what stood in `out`, even a nan, is not read. On the CPU each replica is a product
+    of its own: batched kernels order their sums by R, and a population could not equal single runs
+    bit for bit.
+    """
+    if out.is_cuda:
+        return out.baddbmm_(a, b, beta=beta)
+    for r in range(len(out)):
+        out[r].addmm_(a[r], b[r], beta=beta)
+    return out
+
+
 class Layer(Protocol):
     """What every layer offers; see the module's docstring."""
 
@@ -55,9 +69,8 @@ class Linear:
         return (self.units,), {"weight": (fan_in, self.units), "bias": (self.units,)}
 
     def forward(self, params: Views, x: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
-        y = workspace.empty((*x.shape[:2], self.units))
-        torch.baddbmm(params["bias"].unsqueeze(1), x, params["weight"], out=y)
-        return y, x
+        y = workspace.empty((*x.shape[:2], self.units)).copy_(params["bias"].unsqueeze(1))
+        return product(x, params["weight"], y, beta=1), x
 
     def backward(
         self,
@@ -70,13 +83,12 @@ class Linear:
     ) -> Tensor | None:
         x = cache
         replicas, batch = dy.shape[:2]
-        # beta=0 overwrites: what stood there, even a nan, is not read.
-        grads["weight"].baddbmm_(x.transpose(1, 2), dy, beta=0)
-        grads["bias"].unsqueeze(1).baddbmm_(workspace.ones(replicas, 1, batch), dy, beta=0)
+        product(x.transpose(1, 2), dy, grads["weight"])
+        ones = workspace.ones(1, 1, batch).expand(replicas, 1, batch)
+        product(ones, dy, grads["bias"].unsqueeze(1))
         if not need_dx:
             return None
-        dx = workspace.empty(x.shape)
-        return torch.bmm(dy, params["weight"].transpose(1, 2), out=dx)
+        return product(dy, params["weight"].transpose(1, 2), workspace.empty(x.shape))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Shapes: R replicas, B samples, P parameters of one network, K outputs.
 import math
 import pickle
 import re
-import zipfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -55,7 +55,7 @@ class Network:
         if not self.layout.count:
             raise InputError("model.layers: there is no layer with parameters; add a linear layer")
         self.first = self.layout.slots[0].layer  # layers before it need no gradient
-        self.theta = torch.zeros(replicas, self.layout.count, dtype=dtype, device=device)
+        self.theta = torch.zeros(replicas, self.layout.width, dtype=dtype, device=device)
         self.params = self.layout.views(self.theta)
 
     @property
@@ -199,21 +199,16 @@ def load_weights(path: Path) -> Weights:
 def read_tensors(path: Path, what: str) -> Any:
     """`torch.load` with weights_only, which executes nothing; InputError where that is refused."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a foreign pickle: what matters is raised
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: not a {what} that can be read safely: {str(error).partition('. ')[0][:200]}"
         ) from None
-    except (
-        RuntimeError,
-        EOFError,
-        KeyError,
-        ValueError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # the unpickler raises whatever broken bytes lead it to
         raise InputError(f"{path}: not a {what}, or truncated ({type(error).__name__})") from None
 
 

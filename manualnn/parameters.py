@@ -1,7 +1,11 @@
 """All parameters of R networks in one buffer `theta` of shape (R, P), and named views into it.
 
 An optimizer, a penalty, a checkpoint or a sum over processes is then one operation on one tensor; a
-layer sees only its own views. Shapes: R replicas, P parameters of one network.
+layer sees only its own views. Every parameter starts at a multiple of ALIGN elements, with zeros in
+between: the kernels behind a matrix product choose their order of summation by the alignment of
+their operands, and replica r of a population shall get the bits of a single network.
+
+Shapes: R replicas, P columns (the parameters of one network and the zeros between them).
 """
 
 import math
@@ -10,8 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ALIGN = 16  # elements: 64 bytes in float32, a cache line and an AVX-512 register
 Shapes = dict[str, tuple[int, ...]]
 Views = dict[str, Tensor]
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to a multiple of ALIGN."""
+    return -(-size // ALIGN) * ALIGN
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,18 @@ class Layout:
         for layer, named in enumerate(shapes):
             for name, shape in named.items():
                 slots.append(Slot(layer, name, shape, offset))
-                offset += slots[-1].size
+                offset = aligned(offset + slots[-1].size)
         return cls(tuple(slots), len(shapes))
 
     @property
     def count(self) -> int:
-        """P, the number of parameters of one network."""
+        """The number of parameters of one network."""
         return sum(slot.size for slot in self.slots)
+
+    @property
+    def width(self) -> int:
+        """P, the number of columns of the buffer."""
+        return aligned(self.slots[-1].offset + self.slots[-1].size) if self.slots else 0
 
     def views(self, buffer: Tensor) -> list[Views]:
         """For each layer its named views of `buffer` (R, P), each of shape (R, *shape)."""
@@ -61,7 +76,7 @@ class Layout:
 
     def weight_mask(self) -> Tensor:
         """(P,) float64: 1 for weights, 0 for biases, which penalties leave alone."""
-        mask = torch.zeros(self.count, dtype=torch.float64)
+        mask = torch.zeros(self.width, dtype=torch.float64)
         for slot in self.slots:
             if slot.name != "bias":
                 mask[slot.offset : slot.offset + slot.size] = 1

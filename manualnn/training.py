@@ -187,14 +187,13 @@ class Training:
 
     def _gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """x (R, B, ...) and y (R or 1, B) of the samples `index` (R or 1, B)."""
-        train, shape = self.data.train, self.data.shape
-        flat = index.reshape(-1)
-        x = self.workspace.empty((len(flat), *shape))
-        y = self.workspace.empty((len(flat),), torch.int64)
-        torch.index_select(train.x, 0, flat, out=x)
-        torch.index_select(train.y, 0, flat, out=y)
-        x = x.view(*index.shape, *shape)
-        return x.expand(self.network.replicas, *x.shape[1:]), y.view(index.shape)
+        train = self.data.train
+        x = self.workspace.empty((*index.shape, *self.data.shape))
+        y = self.workspace.empty(index.shape, torch.int64)
+        for r, chosen in enumerate(index):
+            torch.index_select(train.x, 0, chosen, out=x[r])
+            torch.index_select(train.y, 0, chosen, out=y[r])
+        return x.expand(self.network.replicas, *x.shape[1:]), y
 
     def _train_epoch(self) -> Iterator[Progress]:
         self.totals.zero_()

@@ -3,11 +3,14 @@
 Shapes: R replicas, B samples of a batch, n units of one sample.
 """
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from .parameters import aligned
 
 
 def mix(*keys: int) -> int:
@@ -64,7 +67,10 @@ class Workspace:
     def empty(
         self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """The next contiguous buffer of this step, its contents undefined."""
+        """The next buffer of this step, its contents undefined.
+
+        Each shape[0] part of it is contiguous and starts aligned, as the parameters do.
+        """
         dtype = dtype or self.dtype
         if self._next == len(self._pool):
             self._pool.append(self._make(shape, dtype))
@@ -88,4 +94,6 @@ class Workspace:
     def _make(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
         # An ordinary tensor also under inference_mode: torch.compile cannot take inference tensors.
         with torch.inference_mode(False):
-            return torch.empty(shape, dtype=dtype, device=self.device)
+            size = math.prod(shape[1:])
+            buffer = torch.empty(shape[0], aligned(size), dtype=dtype, device=self.device)
+            return buffer[:, :size].view(shape)

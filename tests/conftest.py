@@ -1,0 +1,129 @@
+"""Fixtures for all tests, and the table of worst differences at the end of a run."""
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from manualnn.config import Config, parse_config
+from manualnn.data import Prepared, prepare
+from manualnn.network import Network
+from manualnn.training import DTYPES, Training
+
+WORST: dict[str, float] = {}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tests out of the user's cache, data folder and runs."""
+    monkeypatch.setenv("MANUALNN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.delenv("MANUALNN_DATA", raising=False)
+
+
+@pytest.fixture
+def differs() -> Callable[[str, torch.Tensor, torch.Tensor, float], None]:
+    """Assert that two float64 tensors differ by at most `bound`; note the worst for the table."""
+
+    def check(
+        name: str, actual: torch.Tensor, expected: torch.Tensor, bound: float = 1e-12
+    ) -> None:
+        assert actual.shape == expected.shape
+        assert actual.isfinite().all()
+        worst = float((actual - expected).abs().max()) if actual.numel() else 0.0
+        WORST[name] = max(WORST.get(name, 0.0), worst)
+        assert worst <= bound, f"{name}: {worst:.3e} > {bound:.0e}"
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if WORST:
+        terminalreporter.section("worst difference from autograd and torch.optim, float64")
+        for name, worst in sorted(WORST.items()):
+            terminalreporter.line(f"{worst:9.2e}  {name}")
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """An idx file of bytes, packed where the name ends in .gz."""
+    array = np.asarray(array, np.uint8)
+    content = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    content += array.tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
+
+
+def write_folder(
+    folder: Path,
+    train: int = 300,
+    test: int = 60,
+    classes: int = 4,
+    side: int = 6,
+    gz: bool = False,
+) -> Path:
+    """A small data set that can be learned: each class lights up its own pixels, with noise."""
+    rng = np.random.default_rng(5)
+    patterns = rng.integers(0, 2, (classes, side, side)) * 120
+    for prefix, count in (("train", train), ("t10k", test)):
+        labels = rng.permutation(np.arange(count) % classes)
+        images = patterns[labels] + rng.integers(0, 110, (count, side, side))
+        end = ".gz" if gz else ""
+        write_idx(folder / f"{prefix}-images-idx3-ubyte{end}", images)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte{end}", labels)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of idx files: 300 + 60 images of 6 x 6 in 4 classes."""
+    return write_folder(tmp_path / "data")
+
+
+def random_data(
+    samples: int = 96, features: int = 7, classes: int = 3, dtype: str = "fp64", valid: int = 0
+) -> Prepared:
+    """Gaussian inputs whose labels depend on them."""
+    draw = torch.Generator().manual_seed(11)
+    x = torch.randn(samples + 30, features, generator=draw, dtype=torch.float64)
+    y = (x @ torch.randn(features, classes, generator=draw, dtype=torch.float64)).argmax(1)
+    return prepare(
+        (x[:samples], y[:samples]),
+        (x[samples:], y[samples:]),
+        valid=valid,
+        normalize="none",
+        dtype=DTYPES[dtype],
+    )
+
+
+def config_of(**changes: object) -> Config:
+    """A small config; `changes` are dotted keys with `__` for the dot."""
+    tree: dict = {
+        "model": {"layers": [["linear", 5], ["relu"], ["linear", "classes"]]},
+        "train": {"epochs": 4, "batch_size": 32, "precision": "fp64"},
+    }
+    for key, value in changes.items():
+        *tables, last = key.split("__")
+        table = tree
+        for name in tables:
+            table = table.setdefault(name, {})
+        table[last] = value
+    return parse_config(tree)
+
+
+def training_of(config: Config, data: Prepared, classes: int = 3) -> Training:
+    """The untrained networks of `config` for `data`."""
+    layers = [list(layer) for layer in config.model.layers]
+    replicas = config.replicas()
+    dtype = DTYPES[config.train.precision]
+    network = Network(layers, data.shape, classes, len(replicas), dtype)
+    return Training(network, data, config.train, replicas, config.model.init)
+
+
+def train_to_the_end(config: Config, data: Prepared, classes: int = 3) -> Training:
+    training = training_of(config, data, classes)
+    for _ in training.run():
+        pass
+    return training

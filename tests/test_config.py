@@ -1,0 +1,131 @@
+"""Strict TOML: what is wrong is named with its file, line, key and the nearest valid name."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manualnn.config import load_config, parse_config
+from manualnn.errors import InputError
+from manualnn.files import shipped
+
+SHIPPED = sorted(path.stem for path in shipped("configs").glob("*.toml"))
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_resolved_config_reproduces_itself(name, tmp_path):
+    config = load_config(name)
+    again = load_config(write(tmp_path, config.to_toml()))
+    assert again.to_dict() == config.to_dict()
+
+
+def test_precedence_and_types(tmp_path):
+    path = write(tmp_path, "[train]\nepochs = 3\nbatch_size = 10\nl2 = 1\n")
+    sets = ["train.batch_size=20", "data.name=kmnist", "train.optimizer.learning_rate=[0.1, 1]"]
+    config = load_config(path, sets, {"train.epochs": 7, "train.seed": None})
+    assert (config.train.epochs, config.train.batch_size, config.train.seed) == (7, 20, 0)
+    assert config.data.name == "kmnist"  # not TOML, so a string
+    assert config.train.optimizer.learning_rate == (0.1, 1.0)
+    assert config.train.l2 == 1.0 and isinstance(config.train.l2, float)
+    assert config.name == "c"
+
+
+def test_defaults_are_neutral():
+    config = parse_config({})
+    train = config.train
+    assert (train.l1, train.l2, train.label_smoothing, train.optimizer.momentum) == (0, 0, 0, 0)
+    assert train.schedule.name == "constant" and train.early_stopping.patience == 0
+
+
+BAD = {
+    "[train]\nepoch = 3": ":2: train.epoch: unknown key; did you mean 'epochs'?",
+    "[trane]\nepochs = 3": ":1: trane: unknown key; did you mean 'train'?",
+    "[train]\n\nbatch_size = 0": ":3: train.batch_size = 0: must be at least 1",
+    "[train.optimizer]\nlearning_rate = 'fast'": "'fast': must be a number or a list, each",
+    "[train.optimizer]\nlearning_rate = -0.1": "learning_rate = -0.1: must be at least 0",
+    "[train.optimizer]\nlearning_rate = nan": "must be a number",
+    "[train.optimizer]\nlearning_rate = [0.1, true]": "learning_rate = True: must be a number",
+    "[train.optimizer]\nname = 'sdg'": "name = 'sdg': unknown; did you mean 'sgd'?",
+    "[train]\nepochs = 2.5": "train.epochs = 2.5: must be a whole number",
+    "[train]\nepochs = true": "train.epochs = True: must be a whole number",
+    "[train]\nshuffle = 1": "train.shuffle = 1: must be true or false",
+    "[train]\nlabel_smoothing = 1": "train.label_smoothing = 1.0: must be below 1",
+    "[train]\nseeds = []": "train.seeds = []: must be a list, each a whole number",
+    "[train]\noptimizer = 'sgd'": "train.optimizer must be a table",
+    "[model]\nlayers = [3]": 'model.layers: each layer is a list that starts with a name: ["relu"]',
+    "[model]\nlayers = 'relu'": "model.layers = 'relu': must be a list of layers",
+    "[data]\nname = 'mnits'": "data.name = 'mnits': unknown; did you mean 'mnist'?",
+    "[train\nepochs": "not valid TOML",
+    "[train]\nl1 = [1, 2]\nl2 = [1, 2, 3]": "lists of different lengths",
+    "[train]\nl1 = [1, 2]\nseeds = [1, 2, 3]": "lists of different lengths",
+    "[train.early_stopping]\npatience = 3": "needs a validation split: set data.valid",
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_what_is_wrong_is_named(text, tmp_path):
+    path = write(tmp_path, text)
+    with pytest.raises(InputError) as error:
+        load_config(path)
+    message = str(error.value)
+    assert BAD[text] in message
+    assert "\n" not in message
+    assert "c" in message
+
+
+def test_errors_name_the_flag_they_come_from():
+    with pytest.raises(InputError, match=r"^--set: train.epochz: unknown key; did you mean"):
+        load_config("mnist-mlp", ["train.epochz=3"])
+    with pytest.raises(InputError, match=r"^--epochs: train.epochs = 0: must be at least 1"):
+        load_config("mnist-mlp", flags={"train.epochs": 0})
+    with pytest.raises(InputError, match="write key=value"):
+        load_config("mnist-mlp", ["train.epochs"])
+    with pytest.raises(InputError, match="epochs is not a table"):
+        load_config("mnist-mlp", ["train.epochs.more=3"])
+    with pytest.raises(InputError, match=r"no config 'mnist-mpl'.*did you mean 'mnist-mlp'"):
+        load_config("mnist-mpl")
+
+
+def test_replicas():
+    config = parse_config({"train": {"seeds": [4, 5], "optimizer": {"momentum": [0.1, 0.2]}}}, "x")
+    assert [(r.seed, r.momentum, r.label) for r in config.replicas()] == [
+        (4, 0.1, "momentum 0.1"),
+        (5, 0.2, "momentum 0.2"),
+    ]
+    [one] = parse_config({"train": {"seed": 3}}, "x").replicas()
+    assert (one.seed, one.label) == (3, "x")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["data", "train", "model", "layers", "seeds", "epochs", "optimizer", "x"]
+            ),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(["data", "train", "model", "grid"]), JSON, max_size=3))
+def test_any_tree_is_a_config_or_one_line(tree):
+    try:
+        config = parse_config(tree)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert parse_config(tomllib.loads(config.to_toml())).to_dict() == config.to_dict()

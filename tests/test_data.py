@@ -1,0 +1,289 @@
+"""Reading, finding, splitting and normalising data; every bad file is one line that names it."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manualnn.data import Normalization, load, prepare, read_idx, split
+from manualnn.data.sources import DATASETS, canonical
+from manualnn.errors import InputError
+from manualnn.files import cache_folder
+
+from .conftest import write_folder, write_idx
+
+
+def idx_bytes(array, code=8):
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, code, array.ndim, *array.shape)
+    return header + array.tobytes()
+
+
+def test_bundled_mnist_is_the_real_one():
+    data = load("mnist")
+    assert data.train.images.shape == (60000, 1, 28, 28)
+    assert data.test.images.shape == (10000, 1, 28, 28)
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert data.train.labels.bincount().tolist() == counts
+    fitted = Normalization.fit("standard", data.train.images)
+    assert fitted.mean / 255 == pytest.approx(0.1307, abs=5e-5)
+    assert fitted.std / 255 == pytest.approx(0.3081, abs=5e-5)
+    assert data.class_names == tuple("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(8, "u1"), (9, "i1"), (11, ">i2"), (12, ">i4"), (13, ">f4"), (14, ">f8")],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_idx_type(tmp_path, code, kind, packed):
+    array = np.arange(24).reshape(2, 3, 4).astype(kind)
+    content = idx_bytes(array, code)
+    path = tmp_path / "a"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert read_idx(path).tolist() == array.tolist()
+
+
+def test_bad_idx_files(tmp_path):
+    good = idx_bytes(np.zeros((3, 2, 2), np.uint8))
+    cases = {
+        "short": (good[:-1], "truncated: 3x2x2 values need 28 bytes, there are 27"),
+        "long": (good + b"\0", "too long"),
+        "header": (good[:9], "truncated: its header"),
+        "magic": (b"\1" + good[1:], "not an idx file: it starts with 01 00 08 03"),
+        "type": (good[:2] + b"\7" + good[3:], "not an idx file"),
+        "flat": (good[:3] + b"\0" + good[4:], "not an idx file"),
+        "empty": (b"", "not an idx file: it starts with nothing"),
+        "huge": (good[:4] + b"\xff" * 12 + good[16:], "its header asks for"),
+        "gz-short": (gzip.compress(good)[:-9], "truncated or damaged gzip"),
+        "gz-broken": (gzip.compress(good)[:12] + b"garbage" * 5, "truncated or damaged gzip"),
+        "gz-long": (gzip.compress(good + b"x" * 10), "too long"),
+        "gz-magic": (gzip.compress(b"hello"), "not an idx file"),
+    }
+    for name, (content, message) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=message) as error:
+            read_idx(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_idx(tmp_path / "absent")
+    (tmp_path / "good").write_bytes(good)
+    with pytest.raises(InputError, match=r"md5 is .* should be 00"):
+        read_idx(tmp_path / "good", md5="00")
+
+
+def test_a_gzip_bomb_is_not_unpacked(tmp_path):
+    """A header of 3 bytes of data in front of 200 MB of zeros: only what it promises is read."""
+    content = idx_bytes(np.zeros(3, np.uint8)) + bytes(200_000_000)
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(content, 1))
+    del content
+    with pytest.raises(InputError, match="too long"):
+        read_idx(tmp_path / "bomb.gz")
+
+
+def test_a_decoded_file_is_cached_and_a_broken_cache_is_rebuilt(tmp_path):
+    array = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    write_idx(tmp_path / "a.gz", array)
+    folder = cache_folder() / "decoded"
+    before = set(folder.glob("*"))
+    read_idx(tmp_path / "a.gz")
+    [cached] = set(folder.glob("*")) - before
+    intact = cached.read_bytes()
+    for broken in (intact[:-1] + b"\0", intact[:50], b"", intact + b"\0"):
+        cached.write_bytes(broken)
+        assert read_idx(tmp_path / "a.gz").tolist() == array.tolist()
+        assert cached.read_bytes() == intact
+
+
+def test_an_unwritable_cache_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("MANUALNN_CACHE", str(tmp_path / "file" / "cache"))
+    write_idx(tmp_path / "a.gz", np.zeros((4, 4)))
+    assert read_idx(tmp_path / "a.gz").shape == (4, 4)
+
+
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("layout", ["bare", "torchvision"])
+def test_folders(tmp_path, gz, layout):
+    inside = tmp_path / "MNIST" / "raw" if layout == "torchvision" else tmp_path
+    write_folder(inside, classes=5, side=9, gz=gz)
+    data = load("mnist", tmp_path)
+    assert data.train.images.shape == (300, 1, 9, 9)
+    assert data.class_names == tuple("01234")
+    assert load("idx", inside).train.labels.equal(data.train.labels)
+
+
+def test_only_the_files_that_are_needed(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte").unlink()
+    assert load("mnist", tmp_path, parts=("test",)).train is None
+    with pytest.raises(InputError, match=r"lacks train-images-idx3-ubyte.gz"):
+        load("mnist", tmp_path)
+    write_folder(tmp_path)
+    for kind in ("images-idx3", "labels-idx1"):
+        (tmp_path / f"t10k-{kind}-ubyte").unlink()
+    assert load("mnist", tmp_path, optional=("test",)).test is None
+    with pytest.raises(InputError, match="lacks t10k-images"):
+        load("mnist", tmp_path)
+    monkeypatch.setenv("MANUALNN_DATA", str(tmp_path))
+    data = load("mnist")  # falls through to the bundled files, and says so
+    assert len(data.test.labels) == 10000
+    assert "MANUALNN_DATA" in capsys.readouterr().err
+    monkeypatch.setenv("MANUALNN_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="--data-dir or set MANUALNN_DATA"):
+        load("idx")
+
+
+def test_half_of_an_optional_part_is_an_error(folder):
+    (folder / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(InputError, match="lacks t10k-labels"):
+        load("mnist", folder, optional=("test",))
+
+
+def test_data_that_does_not_fit_together(tmp_path):
+    def folder(name):
+        return write_folder(tmp_path / name)
+
+    one = folder("counts")
+    write_idx(one / "train-labels-idx1-ubyte", np.zeros(299))
+    with pytest.raises(InputError, match=r"300 images in .* but 299 labels"):
+        load("idx", one)
+    two = folder("labels")
+    write_idx(two / "t10k-labels-idx1-ubyte", np.full(60, 9))
+    with pytest.raises(InputError, match="label 9 of example 0 is outside the 4 classes 0 to 3"):
+        load("idx", two)
+    with pytest.raises(InputError, match=r"label 3 of example .* outside the 3 classes"):
+        load("idx", folder("names"), class_names=("a", "b", "c"))
+    three = folder("shapes")
+    write_idx(three / "t10k-images-idx3-ubyte", np.zeros((60, 5, 6)))
+    with pytest.raises(InputError, match="differ in shape"):
+        load("idx", three)
+    four = folder("empty")
+    write_idx(four / "train-images-idx3-ubyte", np.zeros((0, 6, 6)))
+    write_idx(four / "train-labels-idx1-ubyte", np.zeros(0))
+    with pytest.raises(InputError, match="holds no data"):
+        load("idx", four)
+    with pytest.raises(InputError, match="is not a folder"):
+        load("idx", tmp_path / "absent")
+    with pytest.raises(InputError, match="unknown data set 'mnits'; did you mean 'mnist'"):
+        load("mnits")
+
+
+class Offline:
+    """torchvision's downloader without a network, or giving the wrong bytes."""
+
+    def __init__(self, content=None):
+        self.content, self.urls = content, []
+
+    def __call__(self, url, root, filename, md5):
+        self.urls.append(url)
+        if self.content is None:
+            raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
+        (Path(root) / filename).write_bytes(self.content)
+        raise RuntimeError("File not found or corrupted.")
+
+
+def test_a_download_that_fails_says_what_to_do(monkeypatch):
+    import torchvision.datasets.utils
+
+    offline = Offline()
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", offline)
+    with pytest.raises(InputError) as error:
+        load("kmnist")
+    folder = cache_folder() / "datasets" / "KMNIST" / "raw"
+    expected = (
+        "kmnist: train-images-idx3-ubyte.gz (md5 bdb82020997e1d708af4cf47b453dcf7) is missing and"
+        f" cannot be downloaded (no network); put it into {folder} or give --data-dir"
+    )
+    assert str(error.value) == expected
+    assert offline.urls[0].startswith("https://")
+
+
+def test_a_wrong_download_is_never_taken(monkeypatch):
+    import torchvision.datasets.utils
+
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", Offline(b"half of it"))
+    with pytest.raises(InputError, match=r"cannot be downloaded \(File not found or corrupted"):
+        load("fashion-mnist")
+    assert not list((cache_folder() / "datasets" / "FashionMNIST" / "raw").iterdir())
+
+
+def test_the_md5_of_a_file_in_the_cache_is_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANUALNN_CACHE", str(tmp_path))
+    write_folder(tmp_path / "datasets" / "KMNIST" / "raw", gz=True)
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte.gz: md5 is .*, should be bdb"):
+        load("kmnist")
+
+
+def test_the_pinned_md5s_are_torchvisions():
+    import torchvision.datasets
+
+    for known in DATASETS.values():
+        theirs = dict(vars(torchvision.datasets)[known.folder].resources)
+        assert {canonical(*key): md5 for key, md5 in known.md5.items()} == theirs
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=2, max_size=80),
+    fraction=st.floats(0, 0.9),
+    seed=st.integers(0, 100),
+    stratify=st.booleans(),
+)
+def test_a_split_is_a_partition(labels, fraction, seed, stratify):
+    labels = torch.tensor(labels)
+    count = int(fraction * len(labels))
+    train, valid = split(labels, count, seed, stratify)
+    assert len(valid) == count
+    assert torch.cat([train, valid]).sort().values.equal(torch.arange(len(labels)))
+    again = split(labels, count, seed, stratify)
+    assert train.equal(again[0]) and valid.equal(again[1])
+    if stratify:
+        share = labels[valid].bincount(minlength=5) - labels.bincount(minlength=5) * count / len(
+            labels
+        )
+        assert share.abs().max() < 2
+
+
+def test_splits_that_leave_nothing():
+    labels = torch.zeros(10, dtype=torch.int64)
+    assert len(split(labels, 0.25, 0)[1]) == 2
+    for valid in (10, 11, 0.99, 0.01):
+        with pytest.raises(InputError, match="leaves a part empty"):
+            split(labels, valid, 0)
+
+
+@pytest.mark.parametrize("kind", ["none", "unit", "standard", "feature"])
+def test_normalization_is_fitted_on_the_training_part_only(kind):
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (50, 1, 3, 3), generator=draw, dtype=torch.uint8)
+    images[:, :, 0, 0] = 7  # a constant feature
+    labels = torch.arange(50) % 2
+    data = prepare((images, labels), (images, labels), valid=10, normalize=kind)
+    train_index, valid_index = split(labels, 10, 0)
+    x = images.double()
+    used = x[train_index]
+    mean, std = {
+        "none": (0, 1),
+        "unit": (0, 255),
+        "standard": (used.mean(), used.std(correction=0)),
+        "feature": (used.mean(0), used.std(0, correction=0)),
+    }[kind]
+    if kind == "feature":
+        std[:, 0, 0] = 1
+    for part, expected in ((data.train, used), (data.valid, x[valid_index]), (data.test, x)):
+        torch.testing.assert_close(part.x.double(), (expected - mean) / std, rtol=1e-5, atol=1e-5)
+    again = Normalization(**data.normalization.to_meta())
+    assert again.apply(images, torch.float32).equal(data.test.x)
+
+
+def test_the_first_samples(tmp_path):
+    images, labels = torch.arange(20.0).view(20, 1), torch.zeros(20, dtype=torch.int64)
+    data = prepare((images, labels), None, train_samples=5, normalize="none")
+    assert data.train.x.flatten().tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(InputError, match="train_samples = 21, but there are 20"):
+        prepare((images, labels), None, train_samples=21)
