@@ -113,12 +113,16 @@ class Flatten:
         return dy.view(cache)
 
 
-@dataclass(frozen=True)
-class ReLU:
-    """y = max(x, 0);  dx = dy where x > 0, else 0 (at the kink 0, as in torch)."""
+class _Elementwise:
+    """A layer without parameters whose output has the shape of its input."""
 
     def build(self, shape: Shape) -> tuple[Shape, Shapes]:
         return shape, {}
+
+
+@dataclass(frozen=True)
+class ReLU(_Elementwise):
+    """y = max(x, 0);  dx = dy where x > 0, else 0 (at the kink 0, as in torch)."""
 
     def forward(self, params: Views, x: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
         y = torch.clamp(x, min=0, out=workspace.empty(x.shape))
@@ -139,14 +143,11 @@ class ReLU:
 
 
 @dataclass(frozen=True)
-class Tanh:
+class Tanh(_Elementwise):
     """y = (1 - e) / (1 + e) * sign(x) with e = exp(-2 |x|), which cannot overflow.
 
     dx = dy (1 - y^2).
     """
-
-    def build(self, shape: Shape) -> tuple[Shape, Shapes]:
-        return shape, {}
 
     def forward(self, params: Views, x: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
         e = torch.abs(x, out=workspace.empty(x.shape)).mul_(-2).expm1_()  # e - 1, exact near x = 0
@@ -170,11 +171,8 @@ class Tanh:
 
 
 @dataclass(frozen=True)
-class Sigmoid:
+class Sigmoid(_Elementwise):
     """y = 1 / (1 + exp(-x));  dx = dy y (1 - y)."""
-
-    def build(self, shape: Shape) -> tuple[Shape, Shapes]:
-        return shape, {}
 
     def forward(self, params: Views, x: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
         # exp may overflow to inf for x very negative; 1 / inf = 0 is then the right limit.
@@ -196,7 +194,7 @@ class Sigmoid:
 
 
 @dataclass(frozen=True)
-class Dropout:
+class Dropout(_Elementwise):
     """Inverted dropout (Srivastava et al. 2014): y = x m / (1 - p) in training,
     m ~ Bernoulli(1 - p); y = x in evaluation. dx = dy m / (1 - p).
 
@@ -207,9 +205,6 @@ class Dropout:
 
     p: float | tuple[float, ...]
     stream: int = 0
-
-    def build(self, shape: Shape) -> tuple[Shape, Shapes]:
-        return shape, {}
 
     def forward(
         self, params: Views, x: Tensor, workspace: Workspace

@@ -81,7 +81,7 @@ def _cut_off_the_first_epochs(axes: "Axes") -> None:
     values = values[np.isfinite(values)]
     if len(values) > 8:
         low, middle, high = np.quantile(values, [0.0, 0.25, 1.0])
-        if high - middle < (high - low) / 4:
+        if 0 < high - middle < (high - low) / 4:
             axes.set_ylim(max(low, high - 4 * (high - middle)), high + 0.15 * (high - middle))
 
 

@@ -270,7 +270,7 @@ def bad_inputs(tmp_path):
         ),
         "validation takes all": ([*train, "--set", "data.valid=60000"], "leaves a part empty"),
         "no such option": (["train", "--epoch", "3"], "No such option: --epoch"),
-        "option of wrong type": (["train", "--epochs", "many"], "'many' is not a valid int"),
+        "option of wrong type": (["train", "--epochs", "many"], "Invalid value for '--epochs'"),
         "accuracy bar": (["train", "--require-accuracy", "98"], "give a fraction, as in 0.98"),
         "truncated idx": ([*train, "--data-dir", truncated], "train-images-idx3-ubyte: truncated"),
         "wrong magic": ([*train, "--data-dir", magic], "train-labels-idx1-ubyte: not an idx file"),

@@ -86,7 +86,9 @@ def split(
     """
     count = round(valid * len(labels)) if isinstance(valid, float) else valid
     if not 0 <= count < len(labels) or (valid and not count):
-        raise InputError(f"data.valid = {valid} of {len(labels)} samples leaves a part empty")
+        raise InputError(
+            f"data.valid = {valid} of {len(labels)} samples leaves a part empty; a fraction fits any"
+        )
     order = torch.randperm(len(labels), generator=generator(seed, SPLIT_STREAM))
     if stratify:
         # Rank each sample within its class, in a random order; the lowest relative ranks validate.
