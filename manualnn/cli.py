@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a bar that was asked for was missed, or a single run diver
 130 interrupted. torch is imported by the commands that need it, so `--help` answers at once.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -197,6 +198,7 @@ def main() -> None:
     """Run the command line; bad input is one line on stderr and exit code 2."""
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -204,7 +206,8 @@ def main() -> None:
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away: nobody is left to tell
+        # The reader of our output went away, as `head` does; nothing is left to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
         # A usage error of typer's parser, told by its interface: its module has changed before.
@@ -249,29 +252,37 @@ def _lines(run: "Run") -> Any:
 def _bar(run: "Run") -> Any:
     """Pass the run's events on and show them as a progress bar."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     training = run.training
-    columns = (
-        TextColumn("epoch"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeRemainingColumn(),
-    )
+    size, epochs = len(training.data.train), training.settings.epochs
+    text = TextColumn("{task.description}")
+    columns = (text, BarColumn(10), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=training.settings.epochs, completed=training.epoch, text="")
+        task = bar.add_task("", total=epochs * size, figures="")
         last: list[Record] = training.records[-1:]
         for event in run.train():
             if isinstance(event, list):
                 last = event or last
-                bar.update(task, completed=training.epoch)
             else:
-                speed = event.samples * len(training.replicas) / event.seconds
-                text = f"{_describe(last)}  " if last else ""
-                bar.update(task, completed=training.epoch, text=f"{text}{speed:,.0f} samples/s")
+                figures = f"{event.samples * len(training.replicas) / event.seconds:,.0f} samples/s"
+                if last:
+                    loss, accuracy = _mean(last, "train_loss"), _mean(last, "train_accuracy")
+                    figures = f"loss {loss:.4f}, accuracy {_percent(accuracy)}, {figures}"
+                bar.update(
+                    task,
+                    description=f"epoch {event.epoch}/{epochs}",
+                    completed=training.epoch * size + event.samples,
+                    figures=figures,
+                )
             yield event
+
+
+def _mean(records: "list[Record]", name: str) -> float | None:
+    """The mean of a figure over networks; None where it was not measured."""
+    values = [getattr(record, name) for record in records]
+    return None if values[0] is None else sum(values) / len(values)
 
 
 def _describe(records: "list[Record]") -> str:
@@ -279,13 +290,9 @@ def _describe(records: "list[Record]") -> str:
     if not records:
         return "no network is left"
 
-    def mean(name: str) -> float | None:
-        values = [getattr(record, name) for record in records]
-        return None if values[0] is None else sum(values) / len(values)
-
-    valid, seconds = mean("valid_accuracy"), records[0].seconds
-    line = f"epoch {records[0].epoch:>3}  loss {mean('train_loss'):.4f}"
-    line += f"  accuracy {_percent(mean('train_accuracy'))}"
+    valid, seconds = _mean(records, "valid_accuracy"), records[0].seconds
+    line = f"epoch {records[0].epoch:>3}  loss {_mean(records, 'train_loss'):.4f}"
+    line += f"  accuracy {_percent(_mean(records, 'train_accuracy'))}"
     if valid is not None:
         line += f"  validation {_percent(valid)}"
     return f"{line}  {seconds:.2f} s"

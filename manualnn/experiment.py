@@ -85,6 +85,10 @@ def build(config: Config, device: torch.device) -> tuple[Training, Dataset]:
         training = Training(network, data, config.train, replicas, config.model.init)
     except InputError as error:
         raise InputError(f"{config.name}: {error}") from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):
+            raise
+        raise InputError(f"{config.name}: the networks do not fit into memory ({error})") from None
     return training, dataset
 
 
@@ -131,11 +135,17 @@ class Run:
         """Train to the end, saving after every epoch; then write weights, metrics and pictures."""
         if self.metrics is not None:
             return
-        for event in self.training.run():
-            if isinstance(event, list):
-                self._save_epoch()
-            yield event
-        self._finish()
+        try:
+            for event in self.training.run():
+                if isinstance(event, list):
+                    self._save_epoch()
+                yield event
+            self._finish()
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: cannot be written: {error.strerror or error}; what was saved"
+                " before is kept, and --resume goes on from it"
+            ) from None
 
     def _save_epoch(self) -> None:
         with replacing(self.folder / "checkpoint.pt") as temporary:

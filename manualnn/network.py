@@ -19,7 +19,7 @@ from torch import Tensor
 from .errors import InputError
 from .files import replacing
 from .layers import Layer, build_layers
-from .losses import decide
+from .losses import LOSSES, decide, outputs
 from .parameters import Layout
 from .workspace import Workspace, generator
 
@@ -182,12 +182,13 @@ def load_weights(path: Path) -> Weights:
         if not dtype.is_floating_point:
             raise InputError(f"weights are {dtype}, not floating-point")
         network = Network(specs, shape, classes, dtype=dtype)
-    except (KeyError, TypeError, IndexError, StopIteration) as error:
-        raise InputError(
-            f"{path}: not a weights file: its meta is incomplete ({error!r})"
-        ) from None
+        loss = meta.get("loss", "cross_entropy")
+        if loss not in LOSSES or network.outputs != outputs(loss, classes):
+            raise InputError(f"{network.outputs} outputs, {classes} classes and {loss} do not fit")
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # a meta of any content: nothing in it was checked before
+        raise InputError(f"{path}: its meta is incomplete or unusable ({error!r})") from None
     for key, slot in zip(network.layout.keys(), network.layout.slots, strict=True):
         found = tuple(tensors[key].shape) if key in tensors else None
         if found != slot.shape:

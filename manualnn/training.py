@@ -73,6 +73,8 @@ class Training:
             raise InputError(
                 f"train.loss = 'logistic' tells 2 classes apart, not {network.classes}"
             )
+        if network.classes < 2:
+            raise InputError("the training labels hold only one class; there is nothing to learn")
         samples, batch_size = len(data.train), settings.batch_size
         steps = samples // batch_size if settings.drop_last else math.ceil(samples / batch_size)
         if not steps:
@@ -138,7 +140,7 @@ class Training:
                 [torch.randperm(count, generator=generator(s, ORDER_STREAM, epoch)) for s in seeds]
             )
         order = order.to(self.grad.device)
-        size = self.settings.batch_size
+        size = min(self.settings.batch_size, count)
         for start in range(0, self.steps_per_epoch * size, size):
             yield order[:, start : start + size]
 

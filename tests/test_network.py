@@ -197,7 +197,7 @@ def test_files_that_are_no_weights(tmp_path, capsys):
         "chain": ({"w1": torch.zeros(3, 4), "w2": torch.zeros(5, 6)}, "do not form a network"),
         "shape": ({**whole, "w1": torch.zeros(2, 2)}, r"w1 should have shape \(3, 4\), found"),
         "lost": ({k: v for k, v in whole.items() if k != "b2"}, "b2 should have shape .*None"),
-        "meta": ({**whole, "meta": {"layers": [["linear", 2]]}}, "meta is incomplete"),
+        "meta": ({**whole, "meta": {"layers": [["linear", 2]]}}, "meta is incomplete or unusable"),
         "layer": ({**whole, "meta": {**whole["meta"], "layers": [["conv9", 2]]}}, "unknown layer"),
     }
     for name, (data, message) in cases.items():

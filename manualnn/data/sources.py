@@ -128,6 +128,9 @@ def load(
         count = int(read["train"].labels.max()) + 1
         same = known is not None and len(known.classes) == count
         class_names = known.classes if known and same else tuple(map(str, range(count)))
+    elif class_names is None and known:
+        fits = max(int(examples.labels.max()) for examples in read.values()) < len(known.classes)
+        class_names = known.classes if fits else None
     for part, examples in read.items():
         if class_names is not None:
             check_labels(examples.labels, len(class_names), str(files[part, "labels"]))
