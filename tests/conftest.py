@@ -42,7 +42,7 @@ def differs() -> Callable[[str, torch.Tensor, torch.Tensor, float], None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if WORST:
-        terminalreporter.section("worst difference from autograd and torch.optim (float64 unless it says so)")
+        terminalreporter.section("worst differences from autograd and torch.optim, float64")
         for name, worst in sorted(WORST.items()):
             terminalreporter.line(f"{worst:9.2e}  {name}")
 

@@ -120,7 +120,7 @@ def test_a_hundred_steps_equal_torch(differs):
 
 def test_a_hundred_steps_stay_near_torch_in_float32(differs):
     ours, theirs = losses_by_hand_and_in_torch("fp32")
-    name = "losses of 100 steps against torch.nn (relative), float32"
+    name = "losses of 100 steps against torch.nn (relative), but in float32"
     differs(name, ours / theirs, theirs / theirs, 1e-3)
 
 
