@@ -97,8 +97,12 @@ def train(
     try:
         _follow(run, quiet)
     except KeyboardInterrupt:
-        epoch = run.training.records[-1].epoch if run.training.records else 0
-        print(f"interrupted: {run.folder} holds epoch {epoch}; --resume goes on", file=sys.stderr)
+        kept = (
+            f"holds epoch {run.saved_epoch}; --resume goes on"
+            if run.saved_epoch
+            else "holds nothing yet"
+        )
+        print(f"interrupted: {run.folder} {kept}", file=sys.stderr)
         raise typer.Exit(130) from None
     metrics = run.metrics
     assert metrics is not None
@@ -322,9 +326,8 @@ def _print_metrics(metrics: dict[str, Any], folder: Path) -> None:
         f"{metrics['parameters']:,} parameters, {metrics['epochs']} epochs,"
         f" {metrics['seconds']:.1f} s of training ({speed:,.0f} samples/s) on {metrics['device']}"
     )
-    print(
-        f"{folder}: weights.pkl, curves.png, confusion.png, mistakes.png, history.csv, metrics.json"
-    )
+    names = ("weights.pkl", "curves.png", "confusion.png", "mistakes.png", "metrics.json")
+    print(f"{folder}: {', '.join(name for name in names if (folder / name).exists())}")
 
 
 def _require(metrics: dict[str, Any], bar: float | None) -> None:

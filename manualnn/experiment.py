@@ -124,8 +124,10 @@ class Run:
                 return
         self.device = choose_device(device)
         self.training, self.dataset = build(config, self.device)
+        self.saved_epoch = 0
         if (self.folder / "checkpoint.pt").exists():
             self._restore(self.folder / "checkpoint.pt")
+            self.saved_epoch = self.training.epoch
         try:
             write_text(self.folder / "config.toml", config.to_toml())
         except OSError as error:
@@ -151,6 +153,7 @@ class Run:
         with replacing(self.folder / "checkpoint.pt") as temporary:
             torch.save(self.training.state(), temporary)
         write_history(self.folder / "history.csv", self.training.records)
+        self.saved_epoch = self.training.epoch
 
     def _restore(self, path: Path) -> None:
         try:

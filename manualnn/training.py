@@ -83,6 +83,8 @@ class Training:
             )
         self.network, self.data, self.settings, self.replicas = network, data, settings, replicas
         self.steps_per_epoch = steps
+        lengths = {"steps_per_epoch": steps, "total_steps": steps * settings.epochs}
+        self.schedule = asdict(settings.schedule) | lengths
         network.initialize([replica.seed for replica in replicas], init)
         theta = network.theta
 
@@ -163,9 +165,7 @@ class Training:
 
     def rate_fraction(self, step: int) -> float:
         """The fraction of the base learning rate that a step of the run uses."""
-        plan = asdict(self.settings.schedule)
-        total = self.settings.epochs * self.steps_per_epoch
-        return schedule(plan.pop("name"), step, total, steps_per_epoch=self.steps_per_epoch, **plan)
+        return schedule(step=step, **self.schedule)
 
     def state(self) -> dict[str, Any]:
         """All that a later `restore` needs to go on bit for bit: tensors and plain values."""
