@@ -94,15 +94,14 @@ def train(
         )
         return
     run = experiment.Run(resolved, out, device, resume)
+    if resume and run.metrics is None and not run.saved_epoch:
+        print(f"note: nothing to resume in {run.folder}; starting afresh", file=sys.stderr)
     try:
         _follow(run, quiet)
     except KeyboardInterrupt:
-        kept = (
-            f"holds epoch {run.saved_epoch}; --resume goes on"
-            if run.saved_epoch
-            else "holds nothing yet"
-        )
-        print(f"interrupted: {run.folder} {kept}", file=sys.stderr)
+        kept = f"{run.folder} holds epoch {run.saved_epoch}"
+        how = f"go on with the same options and --resume --out {run.folder}"
+        print(f"interrupted: {kept}; {how}", file=sys.stderr)
         raise typer.Exit(130) from None
     metrics = run.metrics
     assert metrics is not None
@@ -170,7 +169,7 @@ def evaluate(
         }
         print(experiment.to_json(result), end="")
         return
-    print(f"{path} on {evaluated.data} ({len(evaluation.targets):,} samples)")
+    print(f"{path} on {evaluated.data} ({len(evaluation.targets):,} samples in {evaluated.where})")
     print(f"accuracy {_percent(evaluation.accuracy)}, loss {evaluation.loss:.4f}\n")
     width = max(len(name) for name in [*names, "class"])
     print(f"{'class':<{width}}  samples  accuracy  precision")
@@ -305,11 +304,14 @@ def _describe(records: "list[Record]") -> str:
 def _print_metrics(metrics: dict[str, Any], folder: Path) -> None:
     """The result of a run for a reader."""
     std = metrics.get("std", {})
+    same = len({run["run"] for run in metrics.get("runs", [])}) <= 1
     for part, name in (("test", "test"), ("valid", "validation"), ("train", "training")):
         accuracy, loss = metrics[f"{part}_accuracy"], metrics[f"{part}_loss"]
         if accuracy is None:
             continue
         spread = std.get(f"{part}_accuracy")
+        if not same:
+            continue  # different settings: each network's figures stand below
         error = f" +- {100 * spread:.2f}" if spread is not None else ""
         many = f"  mean and std of {metrics['n']} networks" if "runs" in metrics else ""
         shown = "not finite" if loss is None else f"{loss:.4f}"
@@ -321,6 +323,8 @@ def _print_metrics(metrics: dict[str, Any], folder: Path) -> None:
             f"test {_percent(run['test_accuracy'])}  validation {_percent(run['valid_accuracy'])}"
         )
         print(f"  {run['run']}, seed {run['seed']}: {figures}  {run['ended'] or ''}".rstrip())
+    if "runs" in metrics:
+        print(f"weights.pkl is {metrics['weights']['run']}, seed {metrics['weights']['seed']}")
     speed = metrics["samples_per_second"] or 0
     print(
         f"{metrics['parameters']:,} parameters, {metrics['epochs']} epochs,"

@@ -18,6 +18,7 @@ from .errors import InputError, hint
 from .files import find_shipped
 
 DEFAULT = "mnist-mlp"
+FLAGS = {"data.name": "--data", "data.dir": "--data-dir"}  # others are called as their key ends
 Column = float | tuple[float, ...]  # a number, or one per replica
 
 
@@ -153,14 +154,17 @@ class Config:
             column = columns[key]
             return column[i] if isinstance(column, tuple) else column
 
-        return [
+        replicas = [
             Replica(
-                ", ".join(f"{key} {values[i]:g}" for key, values in listed.items()) or self.name,
+                ", ".join(f"{key} {values[i]}" for key, values in listed.items()) or self.name,
                 seeds[i],
                 *(value(key, i) for key in columns),
             )
             for i in range(count)
         ]
+        if len(set(replicas)) < count:
+            raise InputError(f"{self.name}: two networks of the population have the same settings")
+        return replicas
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as in the TOML file; keys that are not set are left out."""
@@ -201,8 +205,10 @@ def load_config(
     for key, value in (flags or {}).items():
         if value is not None:
             _put(tree, key, value, key)
-            origins[key] = "--" + key.rpartition(".")[2].replace("_", "-")
-    return parse_config(tree, path.stem, origins, str(path))
+            origins[key] = FLAGS.get(key, "--" + key.rpartition(".")[2])
+    # A run folder's config.toml is called as its folder is.
+    name = path.absolute().parent.name if path.name == "config.toml" else path.stem
+    return parse_config(tree, name, origins, str(path))
 
 
 def parse_config(

@@ -66,21 +66,21 @@ def build(config: Config, device: torch.device) -> tuple[Training, Dataset]:
     )
     assert dataset.train is not None and dataset.class_names is not None
     dtype = DTYPES[config.train.precision]
-    data = prepare(
-        (dataset.train.images, dataset.train.labels),
-        (dataset.test.images, dataset.test.labels) if dataset.test else None,
-        valid=settings.valid,
-        stratify=settings.stratify,
-        seed=settings.seed,
-        train_samples=settings.train_samples,
-        normalize=settings.normalize,
-        dtype=dtype,
-        device=device,
-    )
     replicas = config.replicas()
     layers = [list(layer) for layer in config.model.layers]
     classes = len(dataset.class_names)
     try:
+        data = prepare(
+            (dataset.train.images, dataset.train.labels),
+            (dataset.test.images, dataset.test.labels) if dataset.test else None,
+            valid=settings.valid,
+            stratify=settings.stratify,
+            seed=settings.seed,
+            train_samples=settings.train_samples,
+            normalize=settings.normalize,
+            dtype=dtype,
+            device=device,
+        )
         network = Network(layers, data.shape, classes, len(replicas), dtype, device)
         training = Training(network, data, config.train, replicas, config.model.init)
     except InputError as error:
@@ -201,7 +201,7 @@ class Run:
                 save_weights(self.folder / "weights" / f"{label}.pkl", network, meta, r)
             if r == best:
                 save_weights(self.folder / "weights.pkl", network, meta, r)
-        self.metrics = _summary(runs) | self._circumstances()
+        self.metrics = _summary(runs, best) | self._circumstances()
         self._draw(network.select(network.theta[best]), replicas[best].label, self.metrics)
         write_text(self.folder / "metrics.json", to_json(self.metrics))
 
@@ -247,10 +247,12 @@ class Run:
         dropout = any(layer[0] == "dropout" for layer in self.config.model.layers)
         train_label = "train (with dropout)" if dropout else "train"
         rows = [asdict(record) for record in self.training.records]
-        title = self.config.name
-        if metrics["test_accuracy"] is not None:
+        name = self.dataset.name
+        title = self.config.name if name in self.config.name else f"{self.config.name} on {name}"
+        same = len({replica.label for replica in self.training.replicas}) == 1
+        if same and metrics["test_accuracy"] is not None:
             title += f": test accuracy {100 * metrics['test_accuracy']:.2f} %"
-        if metrics["n"] > 1:
+        if same and metrics["n"] > 1:
             title += f" (mean of {metrics['n']})"
         plots.save(plots.curves(rows, title, train_label), self.folder / "curves.png")
         part = (
@@ -262,7 +264,7 @@ class Run:
         images = _part(dataset, part, asdict(data))[0]
         assert dataset.class_names is not None
         draw_evaluation(
-            evaluation, images, dataset.class_names, f"{label}, {part} set", self.folder
+            evaluation, images, dataset.class_names, f"{label}, {name} {part} set", self.folder
         )
 
 
@@ -322,6 +324,7 @@ class Evaluated:
     class_names: list[str]
     path: Path
     data: str
+    where: str
 
 
 def evaluate_weights(
@@ -343,6 +346,8 @@ def evaluate_weights(
     network, meta = loaded.network, loaded.meta
     chosen = choose_device(device)
     name = data or meta.get("dataset") or "mnist"
+    if data is None and data_dir is None and (path.parent / "config.toml").is_file():
+        data_dir = load_config(path.parent / "config.toml").data.dir  # where its run found them
     dataset = load(name, data_dir, parts=("test",) if split == "test" else ("train",))
     images, labels = _part(dataset, split, meta.get("split") or {})
     check_labels(labels, network.classes, f"{dataset.where} against {path}")
@@ -362,14 +367,20 @@ def evaluate_weights(
     names = meta.get("class_names") if name == meta.get("dataset") else dataset.class_names
     if not names or len(names) != network.classes:
         names = [str(k) for k in range(network.classes)]
-    return Evaluated(evaluation, images, list(names), path, f"{name} {split}")
+    return Evaluated(evaluation, images, list(names), path, f"{name} {split}", dataset.where)
 
 
 def find_weights(name: Path | str) -> Path:
-    """A weights file: itself, the `weights.pkl` of a run folder, or a shipped one by name."""
+    """A weights file: itself, the `weights.pkl` of a run (its folder, or its name in `runs/`), or a
+    shipped one by name."""
     if (Path(name) / "weights.pkl").is_file():
         return Path(name) / "weights.pkl"
-    return find_shipped(name, "weights", ".pkl", "weights file")
+    try:
+        return find_shipped(name, "weights", ".pkl", "weights file")
+    except InputError:
+        if (RUNS / name / "weights.pkl").is_file():
+            return RUNS / name / "weights.pkl"
+        raise
 
 
 def newest_run(name: str = "") -> Path | None:
@@ -393,8 +404,8 @@ def draw_evaluation(
     wrong = (evaluation.predictions != evaluation.targets).nonzero().flatten()
     order = evaluation.confidences[wrong].argsort(descending=True, stable=True)
     shown = wrong[order][:32]
-    if images.dim() != 4:
-        return  # features that are no image
+    if images.dim() != 4 or not len(wrong):
+        return  # features that are no image, or nothing to show
     captions = [
         f"{class_names[t]} as {class_names[p]}\n{100 * c:.1f} %"
         for t, p, c in zip(
@@ -466,9 +477,9 @@ def _best(runs: list[dict[str, Any]]) -> int:
     )
 
 
-def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(runs: list[dict[str, Any]], best: int) -> dict[str, Any]:
     """One run's figures as they are; several as means and sample standard deviations of those that
-    did not diverge, with n, and each in `runs`."""
+    did not diverge, with n, and each in `runs`; `weights` says which one weights.pkl is."""
     counted = [run for run in runs if not run["diverged"]] or runs
 
     def over(function: Any, name: str, least: int) -> float | None:
@@ -478,6 +489,7 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {name: over(statistics.fmean, name, 1) for name in MEASURES}
     summary |= {"epochs": max(run["epochs"] for run in runs), "seed": runs[0]["seed"]}
     summary |= {"n": len(counted), "diverged": sum(run["diverged"] for run in runs)}
+    summary["weights"] = {key: runs[best][key] for key in ("run", "seed")}
     summary["ended"] = runs[0]["ended"] if len(runs) == 1 else None
     if len(runs) > 1:
         summary["seed"] = [run["seed"] for run in runs]

@@ -200,11 +200,13 @@ def load_weights(path: Path) -> Weights:
 def read_tensors(path: Path, what: str) -> Any:
     """`torch.load` with weights_only, which executes nothing; InputError where that is refused."""
     try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign pickle: what matters is raised
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: not a {what} that can be read safely: {str(error).partition('. ')[0][:200]}"

@@ -29,37 +29,64 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def curves(rows: Sequence[dict[str, Any]], title: str, train_label: str = "train") -> "Figure":
-    """Accuracy and loss against epochs from rows of history.csv: the mean over the networks of a
-    run, and each network as a thin line where there are several."""
+    """Accuracy and loss against epochs from rows of history.csv.
+
+    Networks that differ in their seed alone are drawn as thin lines and their mean; networks with
+    different settings each in a colour of its own, solid where it validates, else on test data.
+    """
     figure = _figure(10, 4.2)
     figure.suptitle(title)
     networks: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
     for row in rows:
         networks.setdefault((row["run"], row["seed"]), []).append(row)
+    draw = _by_setting if len({run for run, _ in networks}) > 1 else _by_part
     for axes, measure in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
-        scale = 100 if measure == "accuracy" else 1
-        for part, color in COLORS.items():
-            key = f"{part}_{measure}"
-            lines = [
-                [(row["epoch"], row[key] * scale) for row in network if row[key] is not None]
-                for network in networks.values()
-            ]
-            lines = [line for line in lines if line]
-            if not lines:
-                continue
-            for line in lines if len(lines) > 1 else []:
-                axes.plot(*zip(*line, strict=True), color=color, alpha=0.3, linewidth=0.8)
-            by_epoch: dict[int, list[float]] = {}
-            for epoch, value in (point for line in lines for point in line):
-                by_epoch.setdefault(epoch, []).append(value)
-            mean = [(epoch, float(np.mean(values))) for epoch, values in sorted(by_epoch.items())]
-            label = NAMES.get(part, train_label)
-            marker = "o" if len(mean) == 1 else None
-            axes.plot(
-                *zip(*mean, strict=True), color=color, linewidth=1.8, label=label, marker=marker
-            )
+        draw(axes, networks, measure, train_label)
         _finish(axes, measure)
     return figure
+
+
+Networks = dict[tuple[Any, Any], list[dict[str, Any]]]
+
+
+def _points(network: list[dict[str, Any]], part: str, measure: str) -> list[tuple[int, float]]:
+    """(epoch, value) of one network where it was measured; accuracies in %."""
+    key, scale = f"{part}_{measure}", 100 if measure == "accuracy" else 1
+    return [(row["epoch"], row[key] * scale) for row in network if row[key] is not None]
+
+
+def _by_part(axes: "Axes", networks: Networks, measure: str, train_label: str) -> None:
+    for part, color in COLORS.items():
+        lines = [_points(network, part, measure) for network in networks.values()]
+        lines = [line for line in lines if line]
+        if not lines:
+            continue
+        for line in lines if len(lines) > 1 else []:
+            axes.plot(*zip(*line, strict=True), color=color, alpha=0.3, linewidth=0.8)
+        # The mean ends where the first network does: a mean over survivors would jump.
+        columns = list(zip(*lines, strict=False))
+        mean = [(column[0][0], float(np.mean([v for _, v in column]))) for column in columns]
+        label = NAMES.get(part, train_label)
+        marker = "o" if len(mean) == 1 else None
+        axes.plot(*zip(*mean, strict=True), color=color, linewidth=1.8, label=label, marker=marker)
+
+
+def _by_setting(axes: "Axes", networks: Networks, measure: str, train_label: str) -> None:
+    part = "valid" if any(_points(n, "valid", measure) for n in networks.values()) else "test"
+    for number, ((run, seed), network) in enumerate(networks.items()):
+        color = f"C{number % 10}"
+        for shown, style in (("train", ":"), (part, "-")):
+            if line := _points(network, shown, measure):
+                x, y = zip(*line, strict=True)
+                label = f"{run}, seed {seed}" if shown == part else None
+                marker = "o" if len(line) == 1 else None
+                axes.plot(x, y, style, color=color, linewidth=1.5, label=label, marker=marker)
+    other = NAMES[part] if part == "valid" else "test"
+    axes.set_title(f"solid: {other}, dotted: {train_label}", fontsize=9)
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
+    values = values[np.isfinite(values)]
+    if measure == "loss" and len(values) and values.max() > 20 * np.median(values):
+        axes.set_ylim(0, 5 * float(np.median(values)))  # a network that explodes hides the others
 
 
 def _finish(axes: "Axes", measure: str) -> None:
@@ -72,7 +99,7 @@ def _finish(axes: "Axes", measure: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if measure == "accuracy":
         _cut_off_the_first_epochs(axes)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8 if len(axes.lines) > 6 else None)
 
 
 def _cut_off_the_first_epochs(axes: "Axes") -> None:

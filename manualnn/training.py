@@ -217,7 +217,7 @@ class Training:
         train = (self.totals / samples).tolist()
         valid, test = self.measure(self.data.valid), self.measure(self.data.test)
         finite = self.network.theta.isfinite().all(1).tolist()
-        rates = self.rate.flatten().tolist()
+        fraction = self.rate_fraction(self.step_number - 1)
         records = []
         for r, replica in enumerate(self.replicas):
             if self.ended[r]:
@@ -228,7 +228,7 @@ class Training:
                 self.epoch,
                 self.step_number,
                 self.epoch_seconds,
-                rates[r],
+                replica.learning_rate * fraction,
                 train[0][r],
                 train[1][r],
                 *valid[r],

@@ -70,6 +70,7 @@ def write_folder(
     for prefix, count in (("train", train), ("t10k", test)):
         labels = rng.permutation(np.arange(count) % classes)
         images = patterns[labels] + rng.integers(0, 110, (count, side, side))
+        labels[::20] = (labels[::20] + 1) % classes  # some are wrong, so there are mistakes to show
         end = ".gz" if gz else ""
         write_idx(folder / f"{prefix}-images-idx3-ubyte{end}", images)
         write_idx(folder / f"{prefix}-labels-idx1-ubyte{end}", labels)

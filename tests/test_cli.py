@@ -159,7 +159,9 @@ def test_resume(run, small):
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment()
     )
     assert done.returncode == 130
-    assert "broken holds epoch 1; --resume goes on" in done.stderr
+    assert (
+        "broken holds epoch 1; go on with the same options and --resume --out broken" in done.stderr
+    )
     code, _, err = run(*whole, "--out", "broken")
     assert code == 2 and "already holds a run; give --resume" in err
     code, _, err = run(*whole, "--out", "broken", "--resume", "--epochs", "9")

@@ -100,6 +100,8 @@ def test_replicas():
         (4, 0.1, "momentum 0.1"),
         (5, 0.2, "momentum 0.2"),
     ]
+    with pytest.raises(InputError, match="two networks of the population have the same settings"):
+        parse_config({"train": {"seeds": [1, 1]}})
     [one] = parse_config({"train": {"seed": 3}}, "x").replicas()
     assert (one.seed, one.label) == (3, "x")
 

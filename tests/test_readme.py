@@ -62,7 +62,7 @@ def test_the_python_example_runs(folder):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "runs/one-epoch" in done.stdout
+    assert "runs/mnist-mlp" in done.stdout
 
 
 def test_there_are_two_commands_for_a_fresh_machine():

@@ -334,10 +334,12 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 def test_shared_batches_give_every_replica_the_same_order():
     data = random_data()
-    config = config_of(train__seeds=[5, 5], train__seed=1, train__shared_batches=True)
-    training = train_to_the_end(config, data)
-    assert next(training.batches(1)).shape == (1, 32)
-    assert training.network.theta[0].equal(training.network.theta[1])
+    changes = {"train__seed": 1, "train__shared_batches": True}
+    together, alone = population_and_singles([5, 6], data, **changes)
+    assert next(together.batches(1)).shape == (1, 32)
+    for r, single in enumerate(alone):
+        assert next(single.batches(1)).equal(next(together.batches(1)))
+        assert single.network.theta[0].equal(together.network.theta[r])
 
 
 def test_drop_last_and_progress():
