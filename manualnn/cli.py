@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a bar that was asked for was missed, or a single run diver
 
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +61,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Train two steps and save nothing.")
     ] = False,
+    train_plot: Annotated[
+        bool,
+        typer.Option(
+            "--train-plot", help="Draw curves.png and first-layer.png anew after every epoch."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     json_: Annotated[
         bool, typer.Option("--json", help="Print metrics.json and the folder.")
@@ -75,7 +82,7 @@ def train(
         raise InputError(f"--require-accuracy {require_accuracy:g}: give a fraction, as in 0.98")
     flags = {"train.seed": seed, "train.epochs": epochs, "data.name": data, "data.dir": data_dir}
     resolved = load_config(config, set_, flags)
-    if seed is not None and resolved.train.seeds:
+    if seed is not None and any(member.train.seeds for member in resolved.members()):
         raise InputError(
             f"--seed {seed}: train.seeds is set and wins; use --set train.seeds=[{seed}]"
         )
@@ -86,30 +93,221 @@ def train(
     from . import experiment
 
     if dry_run:
-        training = experiment.dry_run(resolved, device)
-        print(
-            f"{resolved.name}: {training.step_number} steps of {len(training.replicas)} network(s)"
-            f" with {training.network.layout.count:,} parameters on {training.grad.device};"
-            " nothing saved"
-        )
+        for training in experiment.dry_run(resolved, device):
+            print(
+                f"{resolved.name}: {training.step_number} steps of {len(training.replicas)}"
+                f" network(s) with {training.network.layout.count:,} parameters on"
+                f" {training.grad.device}; nothing saved"
+            )
         return
-    run = experiment.Run(resolved, out, device, resume)
-    if resume and run.metrics is None and not run.saved_epoch:
+    run = experiment.Run(resolved, out, device, resume, train_plot)
+    if resume and run.metrics is None and not run.records:
         print(f"note: nothing to resume in {run.folder}; starting afresh", file=sys.stderr)
-    try:
-        _follow(run, quiet)
-    except KeyboardInterrupt:
-        kept = f"{run.folder} holds epoch {run.saved_epoch}"
-        how = f"go on with the same options and --resume --out {run.folder}"
-        print(f"interrupted: {kept}; {how}", file=sys.stderr)
-        raise typer.Exit(130) from None
-    metrics = run.metrics
-    assert metrics is not None
+    metrics = _follow(run, quiet)
     if json_:
         print(experiment.to_json(metrics | {"out": str(run.folder)}), end="")
     else:
         _print_metrics(metrics, run.folder)
     _require(metrics, require_accuracy)
+
+
+@app.command("random-labels")
+def random_labels(
+    config: Annotated[
+        str, typer.Argument(help="A TOML file, or the name of a shipped one.", show_default=True)
+    ] = "mnist-random-labels",
+    samples: Annotated[
+        str | None, typer.Option(help="The first N training samples; a list: 128,512,2048.")
+    ] = None,
+    corruption: Annotated[
+        str | None, typer.Option(help="Fraction of labels that are random; a list: 0,0.5,1.")
+    ] = None,
+    labels: Annotated[
+        int | None, typer.Option(help="Classes of the labels: 2, or all of the data set's.")
+    ] = None,
+    outputs: Annotated[
+        int | None, typer.Option(help="Outputs of the network; default one for each class.")
+    ] = None,
+    test_labels: Annotated[
+        str | None,
+        typer.Option(
+            help="random, true or parity; default random where all training labels are.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Networks for each corruption; 3 for a list.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The first seed.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="train.epochs.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in train.batch_size=64."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set: mnist, fashion-mnist, kmnist or idx.")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder with the data: torchvision's layout or idx files.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; default runs/NAME.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print random-labels.json.")] = False,
+) -> None:
+    """Memorise coin flips: train on the first 128 images with random labels (Zhang et al. 2017).
+
+    With a list of corruptions or sample counts: how many epochs it takes to fit them.
+    """
+    from .config import load_config
+
+    flags = {"train.seed": seed, "train.epochs": epochs, "data.name": data, "data.dir": data_dir}
+    resolved = load_config(config, set_, flags)
+    counts = _numbers("--samples", samples, int, 1, None)
+    fractions = _numbers("--corruption", corruption, float, 0, 1)
+    for name, value in (("--labels", labels), ("--outputs", outputs), ("--seeds", seeds)):
+        if value is not None and value < (1 if name == "--seeds" else 2):
+            raise InputError(f"{name} {value}: must be at least {1 if name == '--seeds' else 2}")
+
+    from . import random_labels as memorise
+
+    chosen, off = memorise.configure(
+        resolved, fractions, labels or 0, outputs or 0, test_labels or "", seeds or 0
+    )
+    folder, runs = memorise.runs(chosen, counts, out, device, labels or 0)
+    if not quiet:
+        what = ", ".join(off) or "none was on"
+        print(f"regularisation and augmentation are off ({what})", file=sys.stderr)
+    for run in runs:
+        _follow(run, quiet)
+    result = memorise.summarise(folder, [run.folder for run in runs])
+    if json_:
+        from .experiment import to_json
+
+        print(to_json(result), end="")
+        return
+    _print_memorised(result)
+    names = ("random-labels.png", "epochs-to-fit.png", "random-labels.json", "weights.pkl")
+    print(f"{folder}: {', '.join(name for name in names if (folder / name).exists())}")
+
+
+@app.command("lr-find")
+def lr_find(
+    config: Annotated[
+        str, typer.Argument(help="A TOML file, or the name of a shipped one.", show_default=True)
+    ] = "mnist-mlp",
+    low: Annotated[float, typer.Option(help="The lowest learning rate.")] = 1e-4,
+    high: Annotated[float, typer.Option(help="The highest learning rate.")] = 10.0,
+    networks: Annotated[int, typer.Option(help="How many rates, evenly on a log scale.")] = 20,
+    steps: Annotated[int, typer.Option(help="Training steps of each network.")] = 200,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in train.batch_size=64."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set: mnist, fashion-mnist, kmnist or idx.")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder with the data: torchvision's layout or idx files.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default runs/NAME-lr-find.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    json_: Annotated[bool, typer.Option("--json", help="Print what was found.")] = False,
+) -> None:
+    """Find a learning rate: the loss of one population, a network for each rate, as a plot."""
+    from .config import load_config
+
+    resolved = load_config(config, set_, {"data.name": data, "data.dir": data_dir})
+
+    from . import experiment
+    from . import lr_find as finder
+
+    result = finder.find(resolved, low, high, networks, steps, device)
+    folder = out or experiment.new_folder(f"{resolved.name}-lr-find")
+    try:
+        finder.save(result, resolved.name, folder)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be written: {error.strerror or error}") from None
+    if json_:
+        print(experiment.to_json(result | {"out": str(folder)}), end="")
+        return
+    for row in result["rates"]:
+        loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
+        print(f"{row['learning_rate']:<12.3g}{loss}")
+    first, last = result["good"]
+    print(
+        f"lowest loss at learning rate {result['best']:.2g}, nearly as low from {first:.2g} to"
+        f" {last:.2g} (untrained: {result['start_loss']:.4f})"
+    )
+    print(f"{folder}: lr-find.png, lr-find.csv")
+
+
+def _numbers(option: str, text: str | None, kind: Any, low: float, high: float | None) -> list[Any]:
+    """The numbers of a list like 1,2,3, each within its bounds."""
+    numbers = []
+    for part in text.split(",") if text is not None else []:
+        try:
+            number = kind(part)
+        except ValueError:
+            raise InputError(f"{option} {text}: {part!r} is not a number") from None
+        if not low <= number or (high is not None and number > high):
+            bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+            raise InputError(f"{option} {part.strip()}: must be {bounds}")
+        if number in numbers:
+            raise InputError(f"{option} {text}: {part.strip()} stands there twice")
+        numbers.append(number)
+    return numbers
+
+
+def _print_memorised(result: dict[str, Any]) -> None:
+    """The result of a memorisation for a reader."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for run in result.get("runs", []):
+        groups.setdefault((run["samples"], run["run"]), []).append(run)
+    for (samples, label), runs in groups.items():
+        figures = [
+            f"{name} {_spread([run[key] for run in runs], scale, unit)}"
+            for name, key, scale, unit in (
+                ("fitted in epoch", "epochs_to_fit", 1, ""),
+                ("training loss", "train_loss", 1, ""),
+                ("test loss", "test_loss", 1, ""),
+                ("test accuracy", "test_accuracy", 100, " %"),
+            )
+        ]
+        print(f"{samples} samples, {label}: {', '.join(figures)}")
+    if "runs" not in result:
+        print(
+            f"training loss  {_loss(result['train_loss'])}   accuracy"
+            f" {_percent(result['train_accuracy'])}, all fitted in epoch"
+            f" {int(result['epochs_to_fit'] or 0) or '-'} of {result['epochs']}"
+        )
+        print(
+            f"test loss      {_loss(result['test_loss'])}   accuracy"
+            f" {_percent(result['test_accuracy'])}, mean over the epochs"
+            f" {_loss(result['mean_test_loss'])}"
+        )
+        guess = f"ln {result['test_classes']}"
+        print(f"{guess:<15}{result['guess_loss']:.4f}   what a uniform guess has")
+    print(f"\n{textwrap.fill(result['explanation'], 100)}\n")
+
+
+def _spread(values: list[float | None], scale: float, unit: str) -> str:
+    """Mean and standard deviation of the values that there are, in three digits."""
+    import statistics
+
+    known = [value * scale for value in values if value is not None]
+    if len(known) < len(values):
+        return f"- ({len(values) - len(known)} of {len(values)} not)"
+    error = f" +- {statistics.stdev(known):.2g}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.4g}{error}{unit}"
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if value >= 0.001 else f"{value:.2e}"
 
 
 @app.command()
@@ -223,32 +421,64 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _follow(run: "Run", quiet: bool) -> None:
-    """Iterate over a run's training, with a bar on a terminal or a line per epoch in a pipe."""
+def _follow(run: "Run", quiet: bool) -> dict[str, Any]:
+    """Iterate over a run's training, with a bar on a terminal or a line per epoch in a pipe; its
+    metrics. Exits with 130 where it is interrupted."""
     if run.metrics is not None:
         print(f"{run.folder}: already finished", file=sys.stderr)
-        return
-    training = run.training
-    if not quiet:
-        first = f"from epoch {training.epoch + 1} of" if training.epoch else "for"
-        print(
-            f"training {len(training.replicas)} network(s) with {training.network.layout.count:,}"
-            f" parameters {first} {training.settings.epochs} epochs on {training.grad.device}",
-            file=sys.stderr,
-        )
-    report = _lines if quiet or not sys.stderr.isatty() else _bar
-    told = set()
-    for event in report(run):
-        if isinstance(event, list) and not quiet and report is _lines:
-            print(_describe(event), file=sys.stderr)
-        for r, reason in enumerate(training.ended):
-            if reason and r not in told:
-                told.add(r)
-                replica = training.replicas[r]
-                print(f"{replica.label}, seed {replica.seed}: {reason}", file=sys.stderr)
+        return run.metrics
+    from .training import Note, Training
+
+    show = not quiet
+    report = _bar if show and sys.stderr.isatty() else _plain
+    told: set[int] = set()
+    try:
+        for event in report(run):
+            if isinstance(event, Training):
+                told = set()
+                if show:
+                    print(_announce(run), file=sys.stderr)
+            elif isinstance(event, Note):
+                print(
+                    f"note: {event.run}, seed {event.seed}, epoch {event.epoch}: {event.text}",
+                    file=sys.stderr,
+                )
+            elif isinstance(event, list) and show and report is _plain and _worth_a_line(run):
+                print(_describe(event), file=sys.stderr)
+            for r, reason in enumerate(run.training.ended):
+                if reason and r not in told:
+                    told.add(r)
+                    replica = run.training.replicas[r]
+                    print(f"{replica.label}, seed {replica.seed}: {reason}", file=sys.stderr)
+    except KeyboardInterrupt:
+        which = f" of part {run.number + 1}" if len(run.populations) > 1 else ""
+        kept = f"{run.folder} holds epoch {run.saved_epoch}{which}"
+        how = f"go on with the same options and --resume --out {run.folder}"
+        print(f"interrupted: {kept}; {how}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    assert run.metrics is not None
+    return run.metrics
 
 
-def _lines(run: "Run") -> Any:
+def _worth_a_line(run: "Run") -> bool:
+    """All of up to 50 epochs; of more only every so many, and the last."""
+    epoch, epochs = run.training.epoch, run.training.settings.epochs
+    return epochs <= 50 or epoch % (epochs // 25) == 0 or run.training.finished
+
+
+def _announce(run: "Run") -> str:
+    """One line for the population whose training begins."""
+    training, parts = run.training, len(run.populations)
+    part = f"part {run.number + 1} of {parts}: " if parts > 1 else ""
+    first = f"from epoch {training.epoch + 1} of" if training.epoch else "for"
+    return (
+        f"{part}training {len(training.replicas)} network(s) with"
+        f" {training.network.layout.count:,} parameters {first} {training.settings.epochs} epochs"
+        f" on {training.grad.device}"
+    )
+
+
+def _plain(run: "Run") -> Any:
     yield from run.train()
 
 
@@ -258,24 +488,24 @@ def _bar(run: "Run") -> Any:
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    training = run.training
-    size, epochs = len(training.data.train), training.settings.epochs
+    from .training import Progress
+
     text = TextColumn("{task.description}")
     columns = (text, BarColumn(10), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=epochs * size, figures="")
-        last: list[Record] = training.records[-1:]
+        task = bar.add_task("", figures="")
         for event in run.train():
-            if isinstance(event, list):
-                last = event or last
-            else:
+            training = run.training
+            size, epochs = training.epoch_samples, training.settings.epochs
+            if isinstance(event, Progress):
                 figures = f"{event.samples * len(training.replicas) / event.seconds:,.0f} samples/s"
-                if last:
+                if last := training.last_records():
                     loss, accuracy = _mean(last, "train_loss"), _mean(last, "train_accuracy")
                     figures = f"loss {loss:.4f}, accuracy {_percent(accuracy)}, {figures}"
                 bar.update(
                     task,
                     description=f"epoch {event.epoch}/{epochs}",
+                    total=epochs * size,
                     completed=training.epoch * size + event.samples,
                     figures=figures,
                 )
@@ -319,9 +549,13 @@ def _print_metrics(metrics: dict[str, Any], folder: Path) -> None:
     if metrics["diverged"]:
         print(f"{metrics['diverged']} network(s) diverged")
     for run in metrics.get("runs", []):
-        figures = (
-            f"test {_percent(run['test_accuracy'])}  validation {_percent(run['valid_accuracy'])}"
+        figures = "  ".join(
+            f"{name} {_percent(run[f'{part}_accuracy'])}"
+            for part, name in (("test", "test"), ("valid", "validation"), ("train", "training"))
+            if run[f"{part}_accuracy"] is not None
         )
+        if "epochs_to_target" in run:
+            figures += f"  reached in epoch {run['epochs_to_target'] or '-'}"
         print(f"  {run['run']}, seed {run['seed']}: {figures}  {run['ended'] or ''}".rstrip())
     if "runs" in metrics:
         print(f"weights.pkl is {metrics['weights']['run']}, seed {metrics['weights']['seed']}")
@@ -330,7 +564,10 @@ def _print_metrics(metrics: dict[str, Any], folder: Path) -> None:
         f"{metrics['parameters']:,} parameters, {metrics['epochs']} epochs,"
         f" {metrics['seconds']:.1f} s of training ({speed:,.0f} samples/s) on {metrics['device']}"
     )
-    names = ("weights.pkl", "curves.png", "confusion.png", "mistakes.png", "metrics.json")
+    names = (
+        *("weights.pkl", "curves.png", "first-layer.png", "confusion.png", "mistakes.png"),
+        "metrics.json",
+    )
     print(f"{folder}: {', '.join(name for name in names if (folder / name).exists())}")
 
 

@@ -8,7 +8,7 @@ import math
 import re
 import tomllib
 import types
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -19,6 +19,7 @@ from .files import find_shipped
 
 DEFAULT = "mnist-mlp"
 FLAGS = {"data.name": "--data", "data.dir": "--data-dir"}  # others are called as their key ends
+TABLES = ("data", "model", "train")
 Column = float | tuple[float, ...]  # a number, or one per replica
 
 
@@ -29,7 +30,11 @@ def _range(default: Any, **limits: float) -> Any:
 
 @dataclass(frozen=True)
 class Data:
-    """`valid` is a count, or a fraction where it is a float; `seed` is that of the split."""
+    """`valid` is a count, or a fraction where it is a float; `seed` is that of the split.
+
+    `labels` are those given or their parity; `corruption` is the fraction of the training labels
+    that random classes replace, `test_labels` what the test set is measured against.
+    """
 
     name: Literal["mnist", "fashion-mnist", "kmnist", "idx"] = "mnist"
     dir: str | None = None
@@ -39,6 +44,9 @@ class Data:
     stratify: bool = False
     seed: int = _range(0, at_least=0)
     normalize: Literal["none", "unit", "standard", "feature"] = "standard"
+    labels: Literal["given", "parity"] = "given"
+    corruption: Column = _range(0.0, at_least=0, at_most=1)
+    test_labels: Literal["same", "given", "parity", "random"] = "same"
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,11 @@ class EarlyStopping:
 
 @dataclass(frozen=True)
 class Train:
-    """`seeds` makes one replica each and wins over `seed`, which then governs what they share."""
+    """`seeds` makes one replica each and wins over `seed`, which then governs what they share.
+
+    `class_weights` scale the gradient of a sample by its class; "balanced" gives every class the
+    same sum. `target_accuracy` only has the first epoch that reaches it reported.
+    """
 
     epochs: int = _range(10, at_least=1)
     batch_size: int = _range(64, at_least=1)
@@ -96,11 +108,14 @@ class Train:
         "cross_entropy"
     )
     label_smoothing: float = _range(0.0, at_least=0, below=1)
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = _range(None, at_least=0)
     l1: Column = _range(0.0, at_least=0)
     l2: Column = _range(0.0, at_least=0)
     seed: int = _range(0, at_least=0)
     seeds: tuple[int, ...] | None = _range(None, at_least=0)
     precision: Literal["fp32", "fp64"] = "fp32"
+    evaluate_every: int = _range(1, at_least=1)
+    target_accuracy: float = _range(0.0, at_least=0, at_most=1)
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     early_stopping: EarlyStopping = EarlyStopping()
@@ -108,7 +123,8 @@ class Train:
 
 @dataclass(frozen=True)
 class Replica:
-    """One network of a run: its label and its values of the column hyperparameters."""
+    """One network of a run: its label and its values of the column hyperparameters, with the
+    probability of each dropout layer in `drop_rates`."""
 
     label: str
     seed: int
@@ -116,59 +132,96 @@ class Replica:
     momentum: float
     l1: float
     l2: float
+    corruption: float
+    drop_rates: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Population:
+    """Networks that train together: their settings are `config`'s but for the columns."""
+
+    config: "Config"
+    replicas: tuple[Replica, ...]
+
+    def layers(self, *replicas: Replica) -> list[list[Any]]:
+        """`model.layers` with the dropout probabilities of `replicas` (of all where none given)."""
+        chosen = replicas or self.replicas
+        layers = [list(layer) for layer in self.config.model.layers]
+        for number, i in enumerate(_dropouts(self.config.model)):
+            values = [replica.drop_rates[number] for replica in chosen]
+            layers[i][1] = values if any(value != values[0] for value in values) else values[0]
+        return layers
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on, besides the files of its data set. `name` is the file's."""
+    """Everything that an experiment depends on, besides the files of its data set.
+
+    `name` is the file's. `overrides` are the `[[run]]` tables as they were written, `runs` what
+    each makes of the rest, with its `label`; without any the config itself is the only run.
+    """
 
     data: Data = Data()
     model: Model = Model()
     train: Train = Train()
     name: str = "run"
+    label: str = ""
+    overrides: tuple[dict[str, Any], ...] = ()
+    runs: "tuple[Config, ...]" = ()
+
+    def members(self) -> "tuple[Config, ...]":
+        """The runs, each a config without `[[run]]`."""
+        return self.runs or (self,)
 
     def replicas(self) -> list[Replica]:
-        """The networks that train together: lists are zipped with each other and with the seeds."""
+        """The networks of a single run: lists are zipped with each other and with the seeds."""
         train, optimizer = self.train, self.train.optimizer
-        columns: dict[str, Column] = {
+        columns: dict[str, Any] = {
             "learning_rate": optimizer.learning_rate,
             "momentum": optimizer.momentum,
             "l1": train.l1,
             "l2": train.l2,
+            "corruption": self.data.corruption,
         }
-        listed = {key: value for key, value in columns.items() if isinstance(value, tuple)}
-        for i, layer in enumerate(self.model.layers):
-            if layer[0] == "dropout" and len(layer) == 2 and isinstance(layer[1], list):
-                listed[f"dropout[{i}]"] = tuple(layer[1])
+        dropouts = {f"dropout[{i}]": self.model.layers[i][1] for i in _dropouts(self.model)}
+        settings = columns | dropouts
+        listed = {key: v for key, v in settings.items() if isinstance(v, list | tuple)}
         lengths = {key: len(values) for key, values in listed.items()}
         if train.seeds is not None:
             lengths["seeds"] = len(train.seeds)
+        where = f"{self.name}, run {self.label!r}" if self.label else self.name
+        if 0 in lengths.values():
+            raise InputError(f"{where}: an empty list of dropout probabilities")
         if len(set(lengths.values())) > 1:
-            raise InputError(
-                f"{self.name}: lists of different lengths for one population: {lengths}"
-            )
+            raise InputError(f"{where}: lists of different lengths for one population: {lengths}")
         count = next(iter(lengths.values()), 1)
         seeds = train.seeds or (train.seed,) * count
-
-        def value(key: str, i: int) -> float:
-            column = columns[key]
-            return column[i] if isinstance(column, tuple) else column
-
-        replicas = [
-            Replica(
-                ", ".join(f"{key} {values[i]}" for key, values in listed.items()) or self.name,
-                seeds[i],
-                *(value(key, i) for key in columns),
-            )
-            for i in range(count)
-        ]
-        if len(set(replicas)) < count:
-            raise InputError(f"{self.name}: two networks of the population have the same settings")
+        replicas = []
+        for i in range(count):
+            own = settings | {key: values[i] for key, values in listed.items()}
+            changed = ", ".join(f"{key} {own[key]}" for key in listed)
+            label = ", ".join(filter(None, (self.label, changed))) or self.name
+            rates = tuple(own[key] for key in dropouts)
+            numbers = {key: own[key] for key in columns}
+            replicas.append(Replica(label, seeds[i], **numbers, drop_rates=rates))
+        if len(set(map(repr, replicas))) < count:
+            raise InputError(f"{where}: two networks of the population have the same settings")
         return replicas
+
+    def populations(self) -> list[Population]:
+        """All networks, those that differ in columns alone together, in the order of the runs."""
+        groups: dict[str, Population] = {}
+        for member in self.members():
+            key = repr(_without_columns(member))
+            before = groups[key].replicas if key in groups else ()
+            first = groups[key].config if key in groups else member
+            groups[key] = Population(first, (*before, *member.replicas()))
+        return list(groups.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as in the TOML file; keys that are not set are left out."""
-        return _plain({key: value for key, value in asdict(self).items() if key != "name"})
+        tree = {key: asdict(getattr(self, key)) for key in TABLES}
+        return _plain(tree | ({"run": list(self.overrides)} if self.overrides else {}))
 
     def to_toml(self) -> str:
         """The resolved config as TOML, which reproduces it."""
@@ -200,11 +253,11 @@ def load_config(
             value = tomllib.loads(f"value = {raw}")["value"]
         except tomllib.TOMLDecodeError:
             value = raw.strip()  # what is not TOML is a string
-        _put(tree, key.strip(), value, f"--set {assignment}")
+        put(tree, key.strip(), value, f"--set {assignment}")
         origins[key.strip()] = "--set"
     for key, value in (flags or {}).items():
         if value is not None:
-            _put(tree, key, value, key)
+            put(tree, key, value, key)
             origins[key] = FLAGS.get(key, "--" + key.rpartition(".")[2])
     # A run folder's config.toml is called as its folder is.
     name = path.absolute().parent.name if path.name == "config.toml" else path.stem
@@ -218,37 +271,101 @@ def parse_config(
     default_origin: str = "config",
 ) -> Config:
     """A Config from nested plain values. `origins` says where a dotted key was set."""
-    config = _build(Config, tree, "", origins or {}, default_origin, skip=("name",))
-    config = Config(config.data, config.model, config.train, name)
-    config.replicas()  # raises where the lists do not fit together
-    early = config.train.early_stopping
-    if early.patience and not config.data.valid:
-        raise InputError(
-            f"{default_origin}: train.early_stopping.patience = {early.patience} needs a validation"
-            " split: set data.valid"
-        )
+    origins = origins or {}
+    base = {key: value for key, value in tree.items() if key != "run"}
+    overrides = tree.get("run", [])
+    where = origins.get("run", default_origin)
+    if not isinstance(overrides, list) or not all(isinstance(table, dict) for table in overrides):
+        raise InputError(f"{where}: run must be tables, each headed [[run]]")
+    runs: list[Config] = []
+    for i, table in enumerate(overrides):
+        prefix = f"run.{i}."
+        label = table.get("label", f"run {i + 1}")
+        at = origins.get(f"{prefix}label", where)
+        if not isinstance(label, str) or not label:
+            raise InputError(f"{at}: run.label = {label!r}: must be a string")
+        if label in [run.label for run in runs]:
+            raise InputError(f"{at}: run.label = {label!r}: another run has it")
+        changes = {key: value for key, value in table.items() if key != "label"}
+        own = {
+            key.removeprefix(prefix): at for key, at in origins.items() if key.startswith(prefix)
+        }
+        merged = _merge(base, changes)
+        runs.append(_parse_single(merged, name, origins | own, at, label))
+    config = _parse_single(base, name, origins, default_origin, check=not runs)
+    return replace(config, overrides=tuple(overrides), runs=tuple(runs))
+
+
+def _parse_single(
+    tree: dict[str, Any],
+    name: str,
+    origins: dict[str, str],
+    default: str,
+    label: str = "",
+    check: bool = True,
+) -> Config:
+    config = _build(Config, tree, "", origins, default, valid=TABLES)
+    config = replace(config, name=name, label=label)
+    if check:
+        config.replicas()  # raises where the lists do not fit together
+        early = config.train.early_stopping
+        if early.patience and not config.data.valid:
+            raise InputError(
+                f"{default}: train.early_stopping.patience = {early.patience} needs a validation"
+                " split: set data.valid"
+            )
     return config
 
 
+def _merge(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with the values of `changes` in place of its own, table by table."""
+    merged = dict(tree)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _dropouts(model: Model) -> list[int]:
+    """Where in `model.layers` the dropout layers are."""
+    return [i for i, layer in enumerate(model.layers) if layer[0] == "dropout" and len(layer) == 2]
+
+
+def _without_columns(member: Config) -> dict[str, Any]:
+    """What two runs must share to train as one population: all but the columns and seeds."""
+    tree = member.to_dict()
+    for i in _dropouts(member.model):
+        tree["model"]["layers"][i][1] = 0
+    for table, key in (
+        (tree["data"], "corruption"),
+        *((tree["train"], key) for key in ("l1", "l2", "seeds")),
+        *((tree["train"]["optimizer"], key) for key in ("learning_rate", "momentum")),
+    ):
+        table.pop(key, None)
+    if not member.train.shared_batches:
+        tree["train"].pop("seed")
+    return tree
+
+
 def _build(
-    cls: type, tree: Any, prefix: str, origins: dict[str, str], default: str, skip: tuple = ()
+    cls: type, tree: Any, prefix: str, origins: dict[str, str], default: str, valid: Any = None
 ) -> Any:
-    """An instance of dataclass `cls` from a mapping."""
+    """An instance of dataclass `cls` from a mapping; `valid` limits its keys."""
     at = origins.get(prefix.rstrip("."), default)
     if not isinstance(tree, dict):
         raise InputError(f"{at}: {prefix.rstrip('.')} must be a table, not {tree!r}")
     hints = get_type_hints(cls)
-    valid = {f.name: f for f in fields(cls) if f.name not in skip}
+    known = {f.name: f for f in fields(cls) if not valid or f.name in valid}
     values = {}
     for key, value in tree.items():
         where = f"{origins.get(prefix + key, default)}: {prefix}{key}"
-        if key not in valid:
-            raise InputError(f"{where}: unknown key; {hint(key, valid)}")
+        if key not in known:
+            raise InputError(f"{where}: unknown key; {hint(key, known)}")
         if is_dataclass(hints[key]):
             values[key] = _build(hints[key], value, f"{prefix}{key}.", origins, default)
             continue
         values[key] = _convert(value, hints[key], where)
-        _check(values[key], valid[key].metadata, where)
+        _check(values[key], known[key].metadata, where)
     return cls(**values)
 
 
@@ -281,6 +398,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
 
 
 def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return isinstance(value, str)
     if get_origin(kind) is tuple:
         return isinstance(value, list | tuple) and len(value) > 0
     if isinstance(value, bool) or kind is bool:
@@ -291,6 +410,8 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(f'"{name}"' for name in get_args(kind))
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
         return "a list of layers" if item == tuple[Any, ...] else f"a list, each {_describe(item)}"
@@ -310,30 +431,46 @@ def _check(value: Any, limits: Any, where: str) -> None:
     }
     for item in value if isinstance(value, tuple) else (value,):
         for name, limit in limits.items():
-            if item is not None and not tests[name](item, limit):
+            if isinstance(item, int | float) and not tests[name](item, limit):
                 raise InputError(f"{where} = {item!r}: must be {words[name]} {limit:g}")
 
 
-def _put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set dotted `key` in nested tables."""
+def put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set dotted `key` in nested tables, for every run."""
     *tables, last = key.split(".")
-    for table in tables:
-        tree = tree.setdefault(table, {})
+    runs = tree.get("run", [])
+    for run in runs if isinstance(runs, list) else []:
+        table: Any = run
+        for name in tables:
+            table = table.get(name, {}) if isinstance(table, dict) else {}
+        if isinstance(table, dict):
+            table.pop(last, None)
+    for name in tables:
+        tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
-            raise InputError(f"{where}: {table} is not a table")
+            raise InputError(f"{where}: {name} is not a table")
     tree[last] = value
 
 
 def _lines(text: str) -> dict[str, int]:
-    """The line of each plain `[table]` and `key = ` of a TOML text, by dotted key."""
+    """The line of each plain `[table]` and `key = ` of a TOML text, by dotted key; the keys of the
+    i-th `[[run]]` as `run.i.key`."""
     lines: dict[str, int] = {}
     table = ""
+    runs = 0
     for number, line in enumerate(text.splitlines(), 1):
-        if match := re.match(r"\s*\[([\w.-]+)\]", line):
-            table = match[1] + "."
-            lines.setdefault(match[1], number)
+        if re.match(r"\s*\[\[run\]\]", line):
+            table = f"run.{runs}."
+            lines[table + "label"] = number
+            runs += 1
+        elif match := re.match(r"\s*\[([\w.-]+)\]", line):
+            name = match[1]
+            if runs and name.startswith("run."):
+                name = f"run.{runs - 1}.{name[4:]}"
+            table = name + "."
+            lines.setdefault(name, number)
         elif match := re.match(r"\s*([\w.-]+)\s*=", line):
-            lines.setdefault(table + match[1], number)
+            lines[table + match[1]] = number
     return lines
 
 

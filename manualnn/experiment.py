@@ -4,11 +4,12 @@ import csv
 import json
 import math
 import platform
+import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import config as configs
 from . import plots
-from .config import Config, load_config, parse_config
-from .data import Dataset, Normalization, Samples, load, prepare, split
+from .config import Config, Population, load_config, parse_config
+from .data import Dataset, Normalization, Prepared, Samples, corrupt, load, prepare, relabel, split
 from .data.sources import check_labels
 from .errors import InputError
 from .files import find_shipped, replacing, write_text
 from .losses import probabilities
 from .network import Network, load_weights, read_tensors, save_weights
-from .training import DTYPES, Progress, Record, Training, evaluate
+from .training import DTYPES, Event, Note, Record, Training, evaluate
 
 RUNS = Path("runs")
 MEASURES = [
@@ -58,33 +60,48 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def build(config: Config, device: torch.device) -> tuple[Training, Dataset]:
-    """Read the data and make the untrained networks of a config. Raises InputError."""
-    settings = config.data
-    dataset = load(
-        settings.name, settings.dir, optional=("test",), class_names=settings.class_names
-    )
-    assert dataset.train is not None and dataset.class_names is not None
+Data = tuple[Dataset, Prepared]
+
+
+def build(
+    population: Population, device: torch.device, data: dict[str, Data] | None = None
+) -> tuple[Training, Dataset]:
+    """Read the data and make the untrained networks of a population. Raises InputError.
+
+    `data` keeps what was read for a population with the same data.
+    """
+    config, replicas = population.config, list(population.replicas)
+    corruption = [(replica.corruption, replica.seed) for replica in replicas]
+    if not any(fraction for fraction, _ in corruption):
+        corruption = []
     dtype = DTYPES[config.train.precision]
-    replicas = config.replicas()
-    layers = [list(layer) for layer in config.model.layers]
-    classes = len(dataset.class_names)
+    key = repr((replace(config.data, corruption=0.0), corruption, dtype))
+    data = {} if data is None else data
     try:
-        data = prepare(
-            (dataset.train.images, dataset.train.labels),
-            (dataset.test.images, dataset.test.labels) if dataset.test else None,
-            valid=settings.valid,
-            stratify=settings.stratify,
-            seed=settings.seed,
-            train_samples=settings.train_samples,
-            normalize=settings.normalize,
-            dtype=dtype,
-            device=device,
+        if key not in data:
+            data.clear()  # one at a time
+            data[key] = _read(config.data, corruption, dtype, device)
+        dataset, prepared = data[key]
+        assert dataset.class_names is not None
+        network = Network(
+            population.layers(),
+            prepared.shape,
+            len(dataset.class_names),
+            len(replicas),
+            dtype,
+            device,
         )
-        network = Network(layers, data.shape, classes, len(replicas), dtype, device)
-        training = Training(network, data, config.train, replicas, config.model.init)
+        if prepared.test:
+            check_labels(
+                prepared.test.y,
+                network.classes,
+                f"data.test_labels = {config.data.test_labels!r} needs a wider last layer, or use"
+                " 'parity'",
+            )
+        training = Training(network, prepared, config.train, replicas, config.model.init)
     except InputError as error:
-        raise InputError(f"{config.name}: {error}") from None
+        name = f"{config.name}, run {config.label!r}" if config.label else config.name
+        raise InputError(f"{name}: {error}") from None
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "alloc" not in str(error):
             raise
@@ -92,28 +109,65 @@ def build(config: Config, device: torch.device) -> tuple[Training, Dataset]:
     return training, dataset
 
 
-def dry_run(config: Config, device: str = "auto", steps: int = 2) -> Training:
-    """Build everything and train `steps` steps; nothing is saved."""
-    training, _ = build(config, choose_device(device))
-    for _, index in zip(range(steps), training.batches(1), strict=False):
-        training.step(index)
-    return training
+def _read(
+    settings: configs.Data,
+    corruption: list[tuple[float, int]],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Data:
+    """The data set with the labels that are asked for, and its parts as tensors."""
+    dataset = load(
+        settings.name, settings.dir, optional=("test",), class_names=settings.class_names
+    )
+    dataset = relabel(dataset, settings.labels, settings.test_labels, settings.seed)
+    assert dataset.train is not None and dataset.class_names is not None
+    prepared = prepare(
+        (dataset.train.images, dataset.train.labels),
+        (dataset.test.images, dataset.test.labels) if dataset.test else None,
+        valid=settings.valid,
+        stratify=settings.stratify,
+        seed=settings.seed,
+        train_samples=settings.train_samples,
+        corruption=corruption,
+        classes=len(dataset.class_names),
+        normalize=settings.normalize,
+        dtype=dtype,
+        device=device,
+    )
+    return dataset, prepared
+
+
+def dry_run(config: Config, device: str = "auto", steps: int = 2) -> list[Training]:
+    """Build everything and train `steps` steps of each population; nothing is saved."""
+    chosen, data, trainings = choose_device(device), dict[str, Data](), list[Training]()
+    for population in config.populations():
+        training, _ = build(population, chosen, data)
+        for _, index in zip(range(steps), training.batches(1), strict=False):
+            training.step(index)
+        trainings.append(training)
+    return trainings
 
 
 class Run:
-    """A training with a folder: iterate `train()` for Progress and Records, then read `metrics`.
+    """A config's networks with a folder: iterate `train()`, then read `metrics`.
 
     `out` is the folder; by default `runs/<config name>`, with a number where that exists. With
     `resume` the newest such folder, or `out`, is continued if it holds a run; a finished one only
-    gives its metrics again.
+    gives its metrics again. Populations are trained one after another; `training` is the current
+    one. With `train_plot` the curves and the first layer's weights are drawn after every epoch.
     """
 
     def __init__(
-        self, config: Config, out: Path | None = None, device: str = "auto", resume: bool = False
+        self,
+        config: Config,
+        out: Path | None = None,
+        device: str = "auto",
+        resume: bool = False,
+        train_plot: bool = False,
     ) -> None:
-        self.config = config
+        self.config, self.train_plot = config, train_plot
         self.metrics: dict[str, Any] | None = None
-        self.folder = out or _default_folder(config.name, resume)
+        self.folder = out or new_folder(config.name, resume)
         held = (self.folder / "config.toml").exists() or (self.folder / "checkpoint.pt").exists()
         if held and not resume:
             raise InputError(f"{self.folder} already holds a run; give --resume or another --out")
@@ -123,25 +177,55 @@ class Run:
             if self.metrics:
                 return
         self.device = choose_device(device)
-        self.training, self.dataset = build(config, self.device)
+        self.populations = config.populations()
+        self.several = sum(len(population.replicas) for population in self.populations) > 1
+        self._data: dict[str, Data] = {}
+        # Of the populations before the current one, and what a checkpoint holds besides its state:
+        self.number = 0
+        self.runs: list[dict[str, Any]] = []
+        self.finished: list[Record] = []
+        self.notes: list[dict[str, Any]] = []
+        self.seconds, self.samples = 0.0, 0
         self.saved_epoch = 0
+        state = None
         if (self.folder / "checkpoint.pt").exists():
-            self._restore(self.folder / "checkpoint.pt")
-            self.saved_epoch = self.training.epoch
+            state = self._restore(self.folder / "checkpoint.pt")
+        for population in self.populations[self.number + 1 :]:
+            build(population, self.device, self._data)  # all must fit before one is trained
+        self._begin()
+        if state is not None:
+            self._resume(state)
         try:
             write_text(self.folder / "config.toml", config.to_toml())
         except OSError as error:
             raise InputError(f"--out {self.folder}: cannot be written: {error.strerror}") from None
 
-    def train(self) -> Iterator[Progress | list[Record]]:
-        """Train to the end, saving after every epoch; then write weights, metrics and pictures."""
+    @property
+    def records(self) -> list[Record]:
+        """All that was recorded so far."""
+        return self.finished + self.training.records
+
+    def train(self) -> Iterator[Training | Event]:
+        """Train to the end, saving after every epoch; then write weights, metrics and pictures.
+
+        Yields each population's Training before its events.
+        """
         if self.metrics is not None:
             return
         try:
-            for event in self.training.run():
-                if isinstance(event, list):
-                    self._save_epoch()
-                yield event
+            while True:
+                yield self.training
+                for event in self.training.run():
+                    if isinstance(event, Note):
+                        self.notes.append(asdict(event))
+                    if isinstance(event, list):
+                        self._save_epoch()
+                    yield event
+                self._end_population()
+                if self.number == len(self.populations):
+                    break
+                self._begin()
+                self._save_epoch()
             self._finish()
         except OSError as error:
             raise InputError(
@@ -149,90 +233,136 @@ class Run:
                 " before is kept, and --resume goes on from it"
             ) from None
 
+    def _begin(self) -> None:
+        self.training, self.dataset = build(self.populations[self.number], self.device, self._data)
+
     def _save_epoch(self) -> None:
+        """After an epoch: the checkpoint, the history, and pictures that are asked for."""
         with replacing(self.folder / "checkpoint.pt") as temporary:
-            torch.save(self.training.state(), temporary)
-        write_history(self.folder / "history.csv", self.training.records)
+            state = {name: getattr(self, name) for name in _BEFORE}
+            state["finished"] = [asdict(record) for record in self.finished]
+            torch.save(state | {"training": self.training.state()}, temporary)
+        write_history(self.folder / "history.csv", self.records)
+        self.saved_epoch = self.training.epoch
+        if self.train_plot:
+            self._draw_curves()
+            self._draw_first_layer()
+
+    def _restore(self, path: Path) -> dict[str, Any]:
+        """Take over what is finished; the state of the training that was going on."""
+        state = read_tensors(path, "checkpoint")
+        try:
+            for name in _BEFORE:
+                setattr(self, name, state[name])
+            self.finished = [Record(**record) for record in state["finished"]]
+            return state["training"]
+        except (KeyError, TypeError) as error:
+            raise self._unfit(error) from None
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        try:
+            self.training.restore(state)
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            raise self._unfit(error) from None
         self.saved_epoch = self.training.epoch
 
-    def _restore(self, path: Path) -> None:
-        try:
-            self.training.restore(read_tensors(path, "checkpoint"))
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
-            raise InputError(
-                f"{path}: does not fit this config ({type(error).__name__}); remove the folder"
-            ) from None
+    def _unfit(self, error: Exception) -> InputError:
+        path = self.folder / "checkpoint.pt"
+        return InputError(
+            f"{path}: does not fit this config ({type(error).__name__}); remove the folder"
+        )
 
-    def _finish(self) -> None:
-        training, data = self.training, self.training.data
-        network, replicas = training.network, training.replicas
+    def _end_population(self) -> None:
+        """Measure the networks that have just ended, and write their weights."""
+        training, population = self.training, self.populations[self.number]
+        data, network = training.data, training.network
+        target = population.config.train.target_accuracy
         measured = {
             part: training.measure(getattr(data, part)) for part in ("test", "valid", "train")
         }
-        runs = []
-        for r, replica in enumerate(replicas):
+        for r, replica in enumerate(training.replicas):
             figures = {
                 f"{part}_{name}": values[r][i]
                 for part, values in measured.items()
                 for i, name in enumerate(("loss", "accuracy"))
             }
-            last = [
-                x.epoch
-                for x in training.records
-                if (x.run, x.seed) == (replica.label, replica.seed)
+            records = [
+                record
+                for record in training.records
+                if (record.run, record.seed) == (replica.label, replica.seed)
             ]
-            runs.append(
-                {
-                    "run": replica.label,
-                    "seed": replica.seed,
-                    **{name: figures[name] for name in MEASURES},
-                    "epochs": last[-1],
-                    "kept_epoch": training.best_epoch[r],
-                    "ended": training.ended[r] or None,
-                    "diverged": training.diverged[r],
-                }
-            )
-        best = _best(runs)
-        several = len(runs) > 1
-        for r in range(len(runs)):
-            meta = self._meta(r)
-            if several:
-                label = f"{replicas[r].label}-{replicas[r].seed}".replace("/", "_").replace(" ", "")
-                save_weights(self.folder / "weights" / f"{label}.pkl", network, meta, r)
-            if r == best:
-                save_weights(self.folder / "weights.pkl", network, meta, r)
-        self.metrics = _summary(runs, best) | self._circumstances()
-        self._draw(network.select(network.theta[best]), replicas[best].label, self.metrics)
-        write_text(self.folder / "metrics.json", to_json(self.metrics))
+            row = {
+                "run": replica.label,
+                "seed": replica.seed,
+                **{name: figures[name] for name in MEASURES},
+                "epochs": records[-1].epoch,
+                "kept_epoch": training.best_epoch[r],
+                "parameters": network.layout.count,
+                "ended": training.ended[r] or None,
+                "diverged": training.diverged[r],
+            }
+            if target:
+                row["epochs_to_target"] = epochs_to(records, target)
+            self.runs.append(row)
+            path = self._weights_path(row) if self.several else self.folder / "weights.pkl"
+            layers = population.layers(replica)
+            save_weights(path, network, {"layers": layers, **self._meta(population, r)}, r)
+        self.finished += training.records
+        self.seconds += training.seconds
+        self.samples += training.epoch_samples * len(training.replicas) * training.epoch
+        self.number += 1
 
-    def _meta(self, r: int) -> dict[str, Any]:
+    def _weights_path(self, row: dict[str, Any]) -> Path:
+        name = re.sub(r"[^\w.,=+-]", "_", f"{row['run']}-{row['seed']}".replace(" ", ""))
+        return self.folder / "weights" / f"{name}.pkl"
+
+    def _meta(self, population: Population, r: int) -> dict[str, Any]:
         """What evaluate and predict need to know about the weights of replica r."""
-        replica, data = self.training.replicas[r], self.config.data
+        replica, data = population.replicas[r], population.config.data
         assert self.dataset.class_names is not None
+        classes = self.training.network.classes
+        names = list(self.dataset.class_names)
         return {
             "run": replica.label,
             "seed": replica.seed,
             "dataset": self.dataset.name,
-            "class_names": list(self.dataset.class_names),
+            "class_names": [*names, *map(str, range(len(names), classes))],
             "normalization": self.training.data.normalization.to_meta(),
-            "loss": self.config.train.loss,
+            "loss": population.config.train.loss,
             "split": {
-                key: getattr(data, key) for key in ("train_samples", "valid", "stratify", "seed")
+                **{key: getattr(data, key) for key in _SPLIT},
+                "classes": len(names),
+                "corruption": replica.corruption,
+                "corruption_seed": replica.seed,
             },
             "manualnn": package_version(),
         }
 
-    def _circumstances(self) -> dict[str, Any]:
-        training = self.training
-        samples = min(
-            training.steps_per_epoch * self.config.train.batch_size, len(training.data.train)
+    def _finish(self) -> None:
+        best = _best(self.runs)
+        if self.several:
+            with replacing(self.folder / "weights.pkl") as temporary:
+                temporary.write_bytes(self._weights_path(self.runs[best]).read_bytes())
+        self.metrics = _summary(self.runs, best) | self._circumstances(best)
+        self._draw_curves()
+        if self.train_plot:
+            self._draw_first_layer()
+        data = self.training.data
+        part = "test" if data.test else "valid" if data.valid else "train"
+        evaluated = evaluate_weights(self.folder, split=part, device=str(self.device))
+        title = f"{self.runs[best]['run']}, {evaluated.data} set"
+        draw_evaluation(
+            evaluated.evaluation, evaluated.images, evaluated.class_names, title, self.folder
         )
-        samples *= len(training.replicas) * training.epoch
+        write_text(self.folder / "metrics.json", to_json(self.metrics))
+
+    def _circumstances(self, best: int) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
         return {
-            "parameters": training.network.layout.count,
-            "seconds": training.seconds,
-            "samples_per_second": samples / training.seconds if training.seconds else None,
+            "parameters": self.runs[best]["parameters"],
+            "seconds": self.seconds,
+            "samples_per_second": self.samples / self.seconds if self.seconds else None,
+            "diagnoses": self.notes,
             "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
             "threads": torch.get_num_threads(),
             "versions": {
@@ -243,29 +373,44 @@ class Run:
             "commit": _commit(),
         }
 
-    def _draw(self, network: Network, label: str, metrics: dict[str, Any]) -> None:
-        dropout = any(layer[0] == "dropout" for layer in self.config.model.layers)
-        train_label = "train (with dropout)" if dropout else "train"
-        rows = [asdict(record) for record in self.training.records]
+    def _draw_curves(self) -> None:
+        members = self.config.members()
+        dropout = any(layer[0] == "dropout" for member in members for layer in member.model.layers)
         name = self.dataset.name
         title = self.config.name if name in self.config.name else f"{self.config.name} on {name}"
-        same = len({replica.label for replica in self.training.replicas}) == 1
+        metrics = self.metrics or {"test_accuracy": None}
+        same = len({run["run"] for run in self.runs}) == 1
         if same and metrics["test_accuracy"] is not None:
             title += f": test accuracy {100 * metrics['test_accuracy']:.2f} %"
-        if same and metrics["n"] > 1:
-            title += f" (mean of {metrics['n']})"
-        plots.save(plots.curves(rows, title, train_label), self.folder / "curves.png")
-        part = (
-            "test" if self.training.data.test else "valid" if self.training.data.valid else "train"
+            if metrics["n"] > 1:
+                title += f" (mean of {metrics['n']})"
+        rows = [asdict(record) for record in (self.finished if self.metrics else self.records)]
+        label = "train (with dropout)" if dropout else "train"
+        plots.save(plots.curves(rows, title, label), self.folder / "curves.png")
+
+    def _draw_first_layer(self) -> None:
+        """The weights into each of the first units, as images, of the first network."""
+        network, replica = self.training.network, self.training.replicas[0]
+        weight = network.params[network.first]["weight"][0].cpu()
+        images = weight.t().reshape(-1, *network.shape)[:64]
+        title = (
+            f"{replica.label}, seed {replica.seed}, epoch {self.training.epoch}: weights into"
+            f" {len(images)} of {weight.shape[1]} units"
         )
-        samples = getattr(self.training.data, part)
-        evaluation = _judge(network, samples, self.config.train.loss)
-        dataset, data = self.dataset, self.config.data
-        images = _part(dataset, part, asdict(data))[0]
-        assert dataset.class_names is not None
-        draw_evaluation(
-            evaluation, images, dataset.class_names, f"{label}, {name} {part} set", self.folder
-        )
+        plots.save(plots.weight_grid(images.numpy(), title), self.folder / "first-layer.png")
+
+
+_BEFORE = ("number", "runs", "notes", "seconds", "samples")
+_SPLIT = ("train_samples", "valid", "stratify", "seed", "labels", "test_labels")
+
+
+def epochs_to(records: list[Record], accuracy: float) -> int | None:
+    """The first epoch with that accuracy on validation, else test data; None where none has it."""
+    for record in records:
+        found = record.test_accuracy if record.valid_accuracy is None else record.valid_accuracy
+        if found is not None and found >= accuracy:
+            return record.epoch
+    return None
 
 
 def train(
@@ -349,7 +494,10 @@ def evaluate_weights(
     if data is None and data_dir is None and (path.parent / "config.toml").is_file():
         data_dir = load_config(path.parent / "config.toml").data.dir  # where its run found them
     dataset = load(name, data_dir, parts=("test",) if split == "test" else ("train",))
-    images, labels = _part(dataset, split, meta.get("split") or {})
+    cut = meta.get("split") or {}
+    asked = {key: cut[key] for key in ("labels", "test_labels", "seed", "classes") if key in cut}
+    dataset = relabel(dataset, **asked)
+    images, labels = _part(dataset, split, cut)
     check_labels(labels, network.classes, f"{dataset.where} against {path}")
     if math.prod(network.shape) != images[0].numel():
         raise InputError(
@@ -460,13 +608,15 @@ def _part(dataset: Dataset, part: str, cut: dict[str, Any]) -> tuple[Tensor, Ten
         return images, labels
     if first := cut.get("train_samples", 0):
         images, labels = images[:first], labels[:first]
-    if not (valid := cut.get("valid", 0)):
-        if part == "valid":
-            raise InputError("--split valid: this network was trained without a validation split")
-        return images, labels
-    chosen, held_out = split(labels, valid, cut.get("seed", 0), cut.get("stratify", False))
-    index = chosen if part == "train" else held_out
-    return images[index], labels[index]
+    if valid := cut.get("valid", 0):
+        chosen, held_out = split(labels, valid, cut.get("seed", 0), cut.get("stratify", False))
+        index = chosen if part == "train" else held_out
+        images, labels = images[index], labels[index]
+    elif part == "valid":
+        raise InputError("--split valid: this network was trained without a validation split")
+    if part == "train" and (fraction := cut.get("corruption", 0)):
+        labels = corrupt(labels, fraction, cut["classes"], cut["corruption_seed"])
+    return images, labels
 
 
 def _best(runs: list[dict[str, Any]]) -> int:
@@ -498,7 +648,8 @@ def _summary(runs: list[dict[str, Any]], best: int) -> dict[str, Any]:
     return summary
 
 
-def _default_folder(name: str, resume: bool) -> Path:
+def new_folder(name: str, resume: bool = False) -> Path:
+    """`runs/NAME`, with a number where that exists; with `resume` the newest one there is."""
     if resume and (newest := newest_run(name)):
         return newest
     folder, number = RUNS / name, 2

@@ -42,7 +42,7 @@ class Network:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.specs, self.shape, self.classes = specs, tuple(shape), classes
+        self.specs, self.shape = specs, tuple(shape)
         self.layers: list[Layer] = build_layers(specs, self.shape, classes)
         named, out = [], self.shape
         for layer in self.layers:
@@ -51,6 +51,7 @@ class Network:
         if len(out) != 1:
             raise InputError(f"model.layers: the output has shape {out}; end with a linear layer")
         self.outputs = out[0]
+        self.classes = max(classes, self.outputs)  # a wider last layer has classes never seen
         self.layout = Layout.of(named)
         if not self.layout.count:
             raise InputError("model.layers: there is no layer with parameters; add a linear layer")

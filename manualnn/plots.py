@@ -72,13 +72,14 @@ def _by_part(axes: "Axes", networks: Networks, measure: str, train_label: str) -
 
 
 def _by_setting(axes: "Axes", networks: Networks, measure: str, train_label: str) -> None:
+    seeds = len({seed for _, seed in networks}) > 1
     part = "valid" if any(_points(n, "valid", measure) for n in networks.values()) else "test"
     for number, ((run, seed), network) in enumerate(networks.items()):
         color = f"C{number % 10}"
         for shown, style in (("train", ":"), (part, "-")):
             if line := _points(network, shown, measure):
                 x, y = zip(*line, strict=True)
-                label = f"{run}, seed {seed}" if shown == part else None
+                label = (f"{run}, seed {seed}" if seeds else run) if shown == part else None
                 marker = "o" if len(line) == 1 else None
                 axes.plot(x, y, style, color=color, linewidth=1.5, label=label, marker=marker)
     other = NAMES[part] if part == "valid" else "test"
@@ -110,6 +111,153 @@ def _cut_off_the_first_epochs(axes: "Axes") -> None:
         low, middle, high = np.quantile(values, [0.0, 0.25, 1.0])
         if 0 < high - middle < (high - low) / 4:
             axes.set_ylim(max(low, high - 4 * (high - middle)), high + 0.15 * (high - middle))
+
+
+def memorisation(
+    networks: Sequence[dict[str, Any]], title: str, guess: tuple[str, float]
+) -> "Figure":
+    """Loss on the memorised samples and on the test set against epochs, linear and logarithmic.
+
+    Networks have `samples`, `corruption`, `run` and their `rows` of history.csv; those that share
+    these differ in their seed: their mean is drawn, in a band of one standard deviation. `guess` is
+    the name and value of the loss of giving every label the same probability.
+    """
+    figure = _figure(11, 4.6)
+    figure.suptitle(title)
+    groups = _by_settings(networks)
+    most = max(row["epoch"] for network in networks for row in network["rows"])
+    long = most > 4 * min(len(network["rows"]) for network in networks)
+    for axes, scale in zip(figure.subplots(1, 2), ("linear", "log"), strict=True):
+        for number, (name, group) in enumerate(groups.items()):
+            for part, style in (("train", "--"), ("test", "-")):
+                color = COLORS[part] if len(groups) == 1 else f"C{number}"
+                points = [_points(network["rows"], part, "loss") for network in group]
+                if not all(points):
+                    continue
+                epochs = [epoch for epoch, _ in min(points, key=len)]
+                values = np.array([[v for _, v in line[: len(epochs)]] for line in points])
+                mean, std = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0
+                what = f"{part}{', mean and std of ' + str(len(group)) if len(group) > 1 else ''}"
+                label = what if len(groups) == 1 else name if part == "test" else None
+                axes.plot(epochs, mean, style, color=color, label=label)
+                if len(values) > 1:
+                    low = np.maximum(mean - std, mean / 10)  # a log axis has no room below 0
+                    axes.fill_between(epochs, low, mean + std, color=color, alpha=0.2, linewidth=0)
+        axes.axhline(guess[1], color="black", linewidth=0.8, linestyle=":", label=guess[0])
+        axes.set_yscale(scale)
+        if long:
+            axes.set_xscale("log")
+        axes.set_title(f"{scale}" + (", solid: test, dashed: train" if len(groups) > 1 else ""))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("loss")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _by_settings(networks: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The networks that differ in their seed alone, under a name that tells them from the rest."""
+    keys = ("samples", "run")
+    varied = [key for key in keys if len({network[key] for network in networks}) > 1]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for network in networks:
+        names = {"samples": f"{network['samples']} samples", "run": network["run"]}
+        groups.setdefault(", ".join(names[key] for key in varied), []).append(network)
+    return groups
+
+
+def fit_times(networks: Sequence[dict[str, Any]], name: str) -> "Figure":
+    """Epochs until all samples are fitted, and test accuracy, against the share of random labels
+    and the number of samples: mean and standard deviation over seeds."""
+    shown = [
+        (x, other, measure)
+        for x, other in (("corruption", "samples"), ("samples", "corruption"))
+        if len({network[x] for network in networks}) > 1
+        for measure in ("epochs_to_fit", "test_accuracy")
+    ]
+    titles = {"corruption": "fraction of random labels", "samples": "number of samples"}
+    labels = {"epochs_to_fit": "epochs until all are fitted", "test_accuracy": "test accuracy in %"}
+    figure = _figure(10.4, 2.1 * len(shown))
+    figure.suptitle(f"Memorisation on {name}: mean and standard deviation over seeds")
+    grid = figure.subplots(len(shown) // 2, 2, squeeze=False)
+    for axes, (x, other, measure) in zip(grid.flat, shown, strict=True):
+        most = max(network["epochs"] for network in networks)
+        for number, fixed in enumerate(sorted({network[other] for network in networks})):
+            group = [network for network in networks if network[other] == fixed]
+            places = sorted({network[x] for network in group})
+            found = [[n[measure] for n in group if n[x] == place] for place in places]
+            scale = 100 if measure == "test_accuracy" else 1
+            known = [np.array([v for v in values if v is not None]) * scale for values in found]
+            some = [(p, v) for p, v in zip(places, known, strict=True) if len(v)]
+            never = [p for p, v in zip(places, found, strict=True) if None in v]
+            label = f"{titles[other]} {fixed:g}"
+            if some:
+                means = [v.mean() for _, v in some]
+                stds = [v.std(ddof=1) if len(v) > 1 else 0 for _, v in some]
+                axes.errorbar(
+                    [p for p, _ in some], means, stds, fmt="o-", capsize=3, color=f"C{number}",
+                    label=label,
+                )  # fmt: skip
+            if never and measure == "epochs_to_fit":
+                axes.plot(
+                    never, [most] * len(never), "^", color=f"C{number}", fillstyle="none",
+                    label=f"{label}: not all within {most} epochs",
+                )  # fmt: skip
+        if x == "samples":
+            axes.set_xscale("log", base=2)
+        axes.set_xlabel(titles[x])
+        axes.set_ylabel(labels[measure])
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def learning_rates(result: dict[str, Any], name: str) -> "Figure":
+    """Loss against learning rate, as `lr_find.find` gives them."""
+    figure = _figure(7, 4.4)
+    axes = figure.subplots()
+    rates = [row["learning_rate"] for row in result["rates"]]
+    losses = [np.nan if row["loss"] is None else row["loss"] for row in result["rates"]]
+    start, best = result["start_loss"], result["best"]
+    axes.plot(rates, losses, "o-", color=COLORS["train"], label="mean of the last quarter")
+    axes.axhline(start, color="black", linestyle=":", linewidth=0.8, label="untrained")
+    axes.axvline(best, color=COLORS["valid"], label=f"lowest, at {best:.3g}")
+    axes.axvspan(*result["good"], color=COLORS["valid"], alpha=0.15, linewidth=0)
+    top = 1.3 * start
+    above = [x for x, loss in zip(rates, losses, strict=True) if not loss <= top]
+    label = "above, or not finite"
+    axes.plot(above, [0.98 * top] * len(above), "^", color="#c44e52", label=label if above else "")
+    axes.set_ylim(0, top)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    axes.set_title(f"{name}: {len(rates)} networks, {result['steps']} steps each")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def weight_grid(weights: np.ndarray, title: str, columns: int = 16) -> "Figure":
+    """Weights (n, H, W), (n, C, H, W) or (n, D) into n units, blue below 0 and red above."""
+    if weights.ndim == 2:
+        weights = weights[:, None, :]
+    elif weights.ndim == 4:
+        weights = weights.mean(1)
+    rows, columns = -(-len(weights) // columns), min(columns, len(weights))
+    figure = _figure(0.62 * columns + 1.2, 0.62 * rows + 0.7)
+    figure.suptitle(title, fontsize=10)
+    bound = float(np.quantile(np.abs(weights), 0.999)) or 1.0
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image in zip(grid.flat, weights, strict=False):
+        shown = axes.imshow(image, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
+    figure.colorbar(shown, ax=grid, shrink=0.8)
+    return figure
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":

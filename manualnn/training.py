@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import diagnosis
 from .config import Replica, Train
 from .data import Prepared, Samples
 from .errors import InputError
@@ -53,8 +54,22 @@ class Progress:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Note:
+    """A diagnosis: what ails one replica, where, and a remedy."""
+
+    run: str
+    seed: int
+    epoch: int
+    text: str
+
+
+Event = Progress | Note | list[Record]
+
+
 class Training:
-    """A run of R replicas. `run` yields Progress, and at each epoch's end the live ones' Records.
+    """A run of R replicas. `run` yields Progress and, at each epoch's end, Notes of what ails it
+    and the live replicas' Records.
 
     When it ends, `network.theta` holds what each replica is to be judged by: its last finite
     weights, or the best ones with early stopping. `ended[r]` says why replica r stopped before the
@@ -87,12 +102,14 @@ class Training:
         self.schedule = asdict(settings.schedule) | lengths
         network.initialize([replica.seed for replica in replicas], init)
         theta = network.theta
+        self.initial_norms = diagnosis.norms(network, network.params)
 
         def column(name: str) -> Tensor:
             values = [getattr(replica, name) for replica in replicas]
             return torch.tensor(values, dtype=torch.float64).to(theta).unsqueeze(1)
 
         self.workspace = Workspace(theta.dtype, theta.device)
+        self.class_weights = _class_weights(settings, data.train.targets, network.classes, theta)
         self.loss = LOSSES[settings.loss]
         self.base_rate = column("learning_rate")
         self.rate = self.base_rate.clone()
@@ -116,11 +133,14 @@ class Training:
         self.best = [-math.inf] * len(replicas)
         self.best_epoch = [0] * len(replicas)
         self.records: list[Record] = []
+        self.ailments: list[str] = []  # of a replica, each told once
+        self.diagnosed = -math.inf  # samples trained on before the last look
 
-    def run(self) -> Iterator[Progress | list[Record]]:
+    def run(self) -> Iterator[Event]:
         """Train until the last epoch or until every replica has ended."""
         while not self.finished:
             yield from self._train_epoch()
+            yield from self._diagnose()
             records = self._judge_epoch()
             self.records += records
             yield records
@@ -157,6 +177,10 @@ class Training:
         loss, dlogits = self.loss(logits, y, workspace, settings.label_smoothing)
         self.totals[0].add_(loss, alpha=count)
         self.totals[1].add_((decide(logits) == y).sum(1))
+        if self.class_weights is not None:
+            scale = workspace.empty((network.replicas, count))
+            torch.gather(self.class_weights, 1, y.expand(scale.shape), out=scale)
+            dlogits.mul_(scale.unsqueeze(2))
         network.backward(dlogits, caches, self.grads, workspace)
         self.penalty.add(network.theta, self.grad)
         torch.mul(self.base_rate, self.rate_fraction(self.step_number), out=self.rate)
@@ -189,12 +213,15 @@ class Training:
 
     def _gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """x (R, B, ...) and y (R or 1, B) of the samples `index` (R or 1, B)."""
-        train = self.data.train
+        train, labels = self.data.train, self.data.train.targets
         x = self.workspace.empty((*index.shape, *self.data.shape))
-        y = self.workspace.empty(index.shape, torch.int64)
+        y = self.workspace.empty((max(len(index), len(labels)), index.shape[1]), torch.int64)
         for r, chosen in enumerate(index):
             torch.index_select(train.x, 0, chosen, out=x[r])
-            torch.index_select(train.y, 0, chosen, out=y[r])
+        for own, chosen, out in zip(
+            labels.expand(len(y), -1), index.expand(y.shape), y, strict=True
+        ):
+            torch.index_select(own, 0, chosen, out=out)
         return x.expand(self.network.replicas, *x.shape[1:]), y
 
     def _train_epoch(self) -> Iterator[Progress]:
@@ -211,11 +238,47 @@ class Training:
         self.epoch_seconds = time.perf_counter() - begin
         self.seconds += self.epoch_seconds
 
+    def _diagnose(self) -> Iterator[Note]:
+        """What ails the live replicas, each ailment told once; short epochs share a look."""
+        x = self.data.train.x[: diagnosis.SAMPLES]
+        trained = self.epoch * self.epoch_samples
+        if trained - self.diagnosed < diagnosis.EVERY * len(x):
+            return
+        self.diagnosed = trained
+        y = self.data.train.targets[:, : len(x)]
+        found = diagnosis.diagnose(
+            self.network, self.grads, self.initial_norms, x, y, self.loss, self.workspace
+        )
+        replicas = range(len(self.replicas))
+        if self.epoch == 1 and diagnosis.constant(self.data.train.x):
+            text = "all examples are the same: check the files of the data set"
+            found += [(r, "constant", text) for r in replicas]
+        if self.epoch > 1 and self.step_number >= 100:
+            for r, loss in zip(replicas, self.totals[0].tolist(), strict=True):
+                mean = loss / self.epoch_samples
+                if line := diagnosis.stuck(mean, self.settings.loss, self.network.classes):
+                    found.append((r, "stuck", line))
+        for r, what, text in found:
+            if not self.ended[r] and (ailment := f"{r} {what}") not in self.ailments:
+                self.ailments.append(ailment)
+                yield Note(self.replicas[r].label, self.replicas[r].seed, self.epoch, text)
+
+    def last_records(self) -> list[Record]:
+        """Those of the last epoch that has any."""
+        return [x for x in self.records if x.epoch == self.records[-1].epoch]
+
+    @property
+    def epoch_samples(self) -> int:
+        """How many samples an epoch trains on."""
+        return min(self.steps_per_epoch * self.settings.batch_size, len(self.data.train))
+
     def _judge_epoch(self) -> list[Record]:
         """Records of the live replicas; keep their weights; end those that must end."""
-        samples = min(self.steps_per_epoch * self.settings.batch_size, len(self.data.train))
-        train = (self.totals / samples).tolist()
-        valid, test = self.measure(self.data.valid), self.measure(self.data.test)
+        train = (self.totals / self.epoch_samples).tolist()
+        last = self.epoch >= self.settings.epochs
+        due = last or self.epoch % self.settings.evaluate_every == 0
+        valid = self.measure(self.data.valid if due else None)
+        test = self.measure(self.data.test if due else None)
         finite = self.network.theta.isfinite().all(1).tolist()
         fraction = self.rate_fraction(self.step_number - 1)
         records = []
@@ -251,6 +314,8 @@ class Training:
             return
         if early.patience:
             value = getattr(record, early.monitor)
+            if value is None:
+                return  # not measured in this epoch
             score = -value if early.monitor == "valid_loss" else value
             if not score > self.best[r]:
                 if self.epoch - self.best_epoch[r] >= early.patience:
@@ -270,7 +335,32 @@ class Training:
         return evaluate(self.network, samples, self.settings.loss, self.workspace)
 
 
-_PROGRESS = ("epoch", "step_number", "seconds", "ended", "diverged", "best", "best_epoch")
+_PROGRESS = (
+    *("epoch", "step_number", "seconds", "ended", "diverged", "best", "best_epoch"),
+    *("ailments", "diagnosed"),
+)
+
+
+def _class_weights(settings: Train, labels: Tensor, classes: int, like: Tensor) -> Tensor | None:
+    """The weight of each class (R, K) in the gradient, for labels (R or 1, N); None if all are 1.
+
+    "balanced" is N / (C n_k) for a class of n_k samples, C classes having any (King and Zeng 2001):
+    they have the same sum, and the mean over the samples is 1. A class without samples has 0.
+    """
+    chosen = settings.class_weights
+    if chosen is None:
+        return None
+    if chosen == "balanced":
+        counts = torch.stack([row.bincount(minlength=classes) for row in labels.cpu()]).double()
+        present = (counts > 0).sum(1, keepdim=True)
+        weights = torch.where(counts > 0, labels.shape[1] / (present * counts), 0.0)
+    else:
+        weights = torch.tensor([chosen], dtype=torch.float64)
+        if len(chosen) != classes:
+            raise InputError(
+                f"train.class_weights has {len(chosen)} numbers, but there are {classes} classes"
+            )
+    return weights.to(like).expand(len(like), classes)
 
 
 def make_optimizer(
@@ -292,7 +382,7 @@ def evaluate(
     workspace = workspace or Workspace(network.theta.dtype, network.theta.device)
     totals = torch.zeros(2, network.replicas, dtype=torch.float64, device=network.theta.device)
     for start, logits in network.chunks(samples.x, workspace):
-        y = samples.y[start : start + logits.shape[1]].unsqueeze(0)
+        y = samples.targets[:, start : start + logits.shape[1]]
         with torch.inference_mode():
             totals[0].add_(LOSSES[loss](logits, y, workspace)[0], alpha=logits.shape[1])
             totals[1].add_((decide(logits) == y).sum(1))

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from manualnn.cli import main
 from manualnn.config import Config, parse_config
 from manualnn.data import Prepared, prepare
 from manualnn.network import Network
@@ -83,6 +85,21 @@ def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "data")
 
 
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run the command line in an empty folder; gives exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["manualnn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return call
+
+
 def random_data(
     samples: int = 96, features: int = 7, classes: int = 3, dtype: str = "fp64", valid: int = 0
 ) -> Prepared:
@@ -115,12 +132,12 @@ def config_of(**changes: object) -> Config:
 
 
 def training_of(config: Config, data: Prepared, classes: int = 3) -> Training:
-    """The untrained networks of `config` for `data`."""
-    layers = [list(layer) for layer in config.model.layers]
-    replicas = config.replicas()
+    """The untrained networks of `config`'s only population for `data`."""
+    [population] = config.populations()
+    replicas = list(population.replicas)
     dtype = DTYPES[config.train.precision]
-    network = Network(layers, data.shape, classes, len(replicas), dtype)
-    return Training(network, data, config.train, replicas, config.model.init)
+    network = Network(population.layers(), data.shape, classes, len(replicas), dtype)
+    return Training(network, data, population.config.train, replicas, config.model.init)
 
 
 def train_to_the_end(config: Config, data: Prepared, classes: int = 3) -> Training:

@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "manualnn"
 FLOORS = {
     "errors": 0, "files": 0, "parameters": 0, "workspace": 0,
     "layers": 1, "losses": 1, "optimizers": 1, "data": 1, "config": 1, "plots": 1,
-    "network": 2, "training": 3, "experiment": 4, "coursework": 5, "cli": 6, "__main__": 7,
+    "network": 2, "diagnosis": 3, "training": 4, "experiment": 5, "random_labels": 6,
+    "lr_find": 6, "coursework": 6, "cli": 7, "__main__": 8,
 }  # fmt: skip
 # Within floor 0 these build on each other, in this order.
 GROUND = ["errors", "files", "parameters", "workspace"]
@@ -130,7 +131,7 @@ ALLOWED = set(
     exp expm1 log log1p sqrt
     bitwise_xor bitwise_right_shift __rshift__
     eq ne lt le gt ge isfinite clamp maximum minimum where
-    sum amax argmax all any _local_scalar_dense is_nonzero
+    sum amax argmax all any item _local_scalar_dense is_nonzero
     mm addmm bmm baddbmm
     """.split()
 )

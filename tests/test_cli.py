@@ -14,26 +14,10 @@ import pytest
 import torch
 
 from manualnn import evaluate_hw1
-from manualnn.cli import main
 
 from .conftest import write_folder, write_idx
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Run the command line in an empty folder; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["manualnn", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
@@ -355,3 +339,127 @@ def test_help_is_helpful(run):
     code, out, _ = run("train", "--help")
     for option in ("--set", "--resume", "--require-accuracy", "--data-dir", "--dry-run"):
         assert option in out
+
+
+PARTS = """
+[data]
+name = "idx"
+valid = 60
+[model]
+layers = [["linear", 8], ["relu"], ["linear", "classes"]]
+[train]
+epochs = 3
+batch_size = 32
+target_accuracy = 0.5
+seeds = [0, 1]
+[train.optimizer]
+learning_rate = 0.05
+[[run]]
+label = "plain"
+[[run]]
+label = "momentum"
+train.optimizer.momentum = 0.9
+[[run]]
+label = "tanh, two epochs"
+train.epochs = 2
+model.layers = [["linear", 5], ["tanh"], ["linear", "classes"]]
+"""
+
+
+@pytest.fixture
+def parts(folder, tmp_path):
+    (tmp_path / "parts.toml").write_text(PARTS)
+    return ["train", "parts.toml", "--data-dir", folder, "--device", "cpu"]
+
+
+def test_a_config_of_several_runs(run, parts):
+    code, out, err = run(*parts)
+    assert code == 0, err
+    assert "part 1 of 2: training 4 network(s)" in err  # momentum is a column
+    assert "part 2 of 2: training 2 network(s)" in err
+    folder = Path("runs/parts")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    labels = [(r["run"], r["seed"], r["epochs"]) for r in metrics["runs"]]
+    assert labels == [
+        *(("plain", s, 3) for s in (0, 1)),
+        *(("momentum", s, 3) for s in (0, 1)),
+        *(("tanh, two epochs", s, 2) for s in (0, 1)),
+    ]
+    history = rows(folder / "history.csv")
+    assert len(history) == 4 * 3 + 2 * 2
+    for row in metrics["runs"]:
+        own = [h for h in history if (h["run"], int(h["seed"])) == (row["run"], row["seed"])]
+        reached = [int(h["epoch"]) for h in own if float(h["valid_accuracy"]) >= 0.5]
+        assert row["epochs_to_target"] == (reached[0] if reached else None)
+        assert row["valid_accuracy"] == float(own[-1]["valid_accuracy"])
+    best = max(metrics["runs"], key=lambda row: row["valid_accuracy"])
+    assert metrics["weights"] == {"run": best["run"], "seed": best["seed"]}
+    assert metrics["parameters"] == best["parameters"]
+    assert len(list((folder / "weights").glob("*.pkl"))) == 6
+    code, out, _ = run("evaluate", folder, "--split", "valid", "--json")
+    assert json.loads(out)["accuracy"] == best["valid_accuracy"]
+    tanh = folder / "weights" / "tanh,twoepochs-1.pkl"
+    code, out, _ = run("evaluate", tanh, "--data-dir", parts[3], "--json")
+    assert json.loads(out)["accuracy"] == metrics["runs"][5]["test_accuracy"]
+
+
+@pytest.mark.parametrize("saves", [2, 4, 5])  # in the first part, at the second's start, in it
+def test_resuming_several_runs(run, parts, saves):
+    assert run(*parts, "--out", "whole")[0] == 0
+    code = (
+        "import sys; from manualnn import cli, experiment\n"
+        "save, left = experiment.Run._save_epoch, [None] * SAVES\n"
+        "def stop(run):\n"
+        "    save(run); left.pop()\n"
+        "    if not left: raise KeyboardInterrupt\n"
+        "experiment.Run._save_epoch = stop\n"
+        f"sys.argv = ['manualnn', *{[*map(str, parts), '--out', 'broken']}]\n"
+        "cli.main()"
+    ).replace("SAVES", str(saves))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 130, done.stderr
+    code, _, err = run(*parts, "--out", "broken", "--resume")
+    assert code == 0, err
+    assert ("part 1 of 2" in err) == (saves < 4)
+    for name in sorted(path.name for path in Path("whole/weights").iterdir()):
+        ours, theirs = (torch.load(f"{f}/weights/{name}") for f in ("broken", "whole"))
+        assert all(ours[k].equal(theirs[k]) for k in ("w1", "b1", "w2", "b2"))
+    keep = [{**row, "seconds": ""} for row in rows(Path("whole/history.csv"))]
+    assert keep == [{**row, "seconds": ""} for row in rows(Path("broken/history.csv"))]
+
+
+def test_a_part_that_does_not_fit_stops_all_before_anything_is_written(run, parts, tmp_path):
+    narrow = PARTS.replace('["tanh"], ["linear", "classes"]', '["tanh"], ["linear", 2]')
+    (tmp_path / "parts.toml").write_text(narrow)
+    code, out, err = run(*parts)
+    assert (code, out) == (2, "")
+    assert "parts, run 'tanh, two epochs': model.layers: the last layer has 2 outputs" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_train_plot(run, small):
+    code, out, err = run(*small, "--train-plot", "--out", "seen")
+    assert code == 0, err
+    assert "first-layer.png" in out
+    for name in ("curves.png", "first-layer.png"):
+        assert Path("seen", name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_notes_are_told_and_kept(run, small):
+    layers = [["linear", 8], *[["sigmoid"], ["linear", 8]] * 8, ["linear", "classes"]]
+    code, _, err = run(*small, "--set", f"model.layers={json.dumps(layers)}", "--out", "deep")
+    assert code == 0
+    assert "note: mnist-mlp, seed 0, epoch 1: vanishing gradients: a weight of w1 has" in err
+    [note] = json.loads(Path("deep/metrics.json").read_text())["diagnoses"]
+    assert note["epoch"] == 1 and "vanishing" in note["text"]
+
+
+def test_a_last_layer_wider_than_the_classes(run, small):
+    layers = 'model.layers=[["linear", 8], ["relu"], ["linear", 6]]'
+    code, _, err = run(*small, "--set", layers, "--out", "wide")
+    assert code == 0, err
+    code, out, _ = run("evaluate", "wide", "--json")
+    per_class = json.loads(out)["per_class"]
+    assert [row["n"] > 0 for row in per_class] == [True] * 4 + [False] * 2

@@ -131,3 +131,98 @@ def test_any_tree_is_a_config_or_one_line(tree):
         assert "\n" not in str(error)
     else:
         assert parse_config(tomllib.loads(config.to_toml())).to_dict() == config.to_dict()
+
+
+RUNS = """
+[data]
+name = "mnist"
+
+[train]
+epochs = 4
+l2 = 1e-3
+
+[train.optimizer]
+learning_rate = [0.01, 0.1]
+
+[[run]]
+label = "sgd"
+
+[[run]]
+train.optimizer.name = "adam"
+train.optimizer.learning_rate = 0.001
+
+[[run]]
+label = "sgd, no penalty"
+train.l2 = 0
+[run.train.optimizer]
+momentum = 0.5
+"""
+
+
+def test_runs_change_the_rest_of_the_config(tmp_path):
+    config = load_config(write(tmp_path, RUNS))
+    first, second, third = config.members()
+    assert [run.label for run in config.members()] == ["sgd", "run 2", "sgd, no penalty"]
+    assert first.train.optimizer.learning_rate == (0.01, 0.1) and first.train.l2 == 1e-3
+    assert (second.train.optimizer.name, second.train.optimizer.learning_rate) == ("adam", 0.001)
+    assert (third.train.l2, third.train.optimizer.momentum) == (0.0, 0.5)
+    # The runs that differ in columns alone are one population; labels say what is what.
+    sgd, adam = config.populations()
+    assert [replica.label for replica in sgd.replicas] == [
+        "sgd, learning_rate 0.01", "sgd, learning_rate 0.1",
+        "sgd, no penalty, learning_rate 0.01", "sgd, no penalty, learning_rate 0.1",
+    ]  # fmt: skip
+    assert [replica.l2 for replica in sgd.replicas] == [1e-3, 1e-3, 0, 0]
+    assert [replica.label for replica in adam.replicas] == ["run 2"]
+    again = load_config(write(tmp_path, config.to_toml()))
+    assert again.members() == config.members()
+
+
+def test_set_and_flags_win_over_runs(tmp_path):
+    text = RUNS + "\n[[run]]\nlabel = 'long'\ntrain.epochs = 9\n"
+    config = load_config(write(tmp_path, text), ["train.l2=0.5"], {"train.epochs": 2})
+    assert {run.train.epochs for run in config.members()} == {2}
+    assert {run.train.l2 for run in config.members()} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train.epoch = 3", r"c.toml:25: train.epoch: unknown key; did you mean epochs\?"),
+        ("train.epochs = 0", "c.toml:25: train.epochs = 0: must be at least 1"),
+        ('label = "sgd"', r"c.toml:25: run.label = 'sgd': another run has it"),
+        ("label = 3", "c.toml:25: run.label = 3: must be a string"),
+        ("train.l2 = [0, 1, 2]", "c, run 'run 4': lists of different lengths"),
+        ("train.optimizer.momentum = -1", "c.toml:25: train.optimizer.momentum = -1.0"),
+    ],
+)
+def test_what_is_wrong_in_a_run_is_named_with_its_line(tmp_path, line, message):
+    with pytest.raises(InputError, match=message):
+        load_config(write(tmp_path, RUNS + f"[[run]]\n{line}\n"))
+
+
+def test_a_single_run_table_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"run must be tables, each headed \[\[run\]\]"):
+        load_config(write(tmp_path, "[run]\nlabel = 'a'\n"))
+
+
+def test_dropout_lists_belong_to_the_replicas(tmp_path):
+    text = '[model]\nlayers = [["dropout", [0.1, 0.5]], ["dropout", 0.2], ["linear", "classes"]]\n'
+    config = load_config(write(tmp_path, text))
+    [population] = config.populations()
+    assert [replica.drop_rates for replica in population.replicas] == [(0.1, 0.2), (0.5, 0.2)]
+    assert population.layers()[:2] == [["dropout", [0.1, 0.5]], ["dropout", 0.2]]
+    assert population.layers(population.replicas[1])[0] == ["dropout", 0.5]
+    with pytest.raises(InputError, match="an empty list of dropout probabilities"):
+        load_config(write(tmp_path, text.replace("[0.1, 0.5]", "[]")))
+
+
+def test_class_weights_are_balanced_or_a_list():
+    train = parse_config({"train": {"class_weights": [1, 2.5]}}).train
+    assert train.class_weights == (1.0, 2.5)
+    with pytest.raises(InputError, match=r"must be at least 0"):
+        parse_config({"train": {"class_weights": [1, -2]}})
+    with pytest.raises(InputError, match="'even': unknown; "):
+        parse_config({"train": {"class_weights": "even"}})
+    with pytest.raises(InputError, match=r'must be "balanced" or a list, each a number'):
+        parse_config({"train": {"class_weights": 3}})

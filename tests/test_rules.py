@@ -3,17 +3,19 @@
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 import manualnn
 from manualnn.config import load_config
-from manualnn.data import load, prepare
+from manualnn.data import Examples, load, prepare, relabel
 from manualnn.layers import Linear, ReLU
+from manualnn.network import Network
+from manualnn.training import Training
 
 from . import rules
-from .conftest import training_of
 from .test_config import SHIPPED
 
 MODULES = rules.modules()
@@ -82,28 +84,47 @@ def test_a_planted_import_is_caught():
     assert not list(rules.floor_violations("network", "from .layers import Linear"))
 
 
+def shipped_trainings(name):
+    """The trainings of a shipped config on the first samples of a bundled data set."""
+    sets = ["data.valid=0", "data.train_samples=0", "train.early_stopping.patience=0"]
+    config = load_config(name, sets)
+    mnist = load("mnist", parts=("test",))
+    first = Examples(mnist.test.images[:500], mnist.test.labels[:500])
+    for population in config.populations():
+        settings = population.config.data
+        chosen = relabel(replace(mnist, train=first, test=None), settings.labels)
+        data = prepare(
+            (chosen.train.images, chosen.train.labels),
+            None,
+            normalize=settings.normalize,
+            corruption=[(replica.corruption, replica.seed) for replica in population.replicas],
+            classes=len(chosen.class_names),
+        )
+        network = Network(
+            population.layers(), data.shape, len(chosen.class_names), len(population.replicas)
+        )
+        replicas = list(population.replicas)
+        yield Training(network, data, population.config.train, replicas, config.model.init)
+
+
 def shipped_training(name):
-    """The training of a shipped config on the first samples of a bundled data set."""
-    config = load_config(name, ["data.valid=0", "train.early_stopping.patience=0"])
-    mnist = load("mnist", parts=("test",)).test
-    data = prepare((mnist.images[:500], mnist.labels[:500]), None, normalize=config.data.normalize)
-    return training_of(config, data, classes=10)
+    return next(shipped_trainings(name))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_config_trains_two_steps_by_the_rules(name):
     """Every operation is on the allow-list, none is a built-in layer, no tensor requires grad."""
-    training = shipped_training(name)
-    before = training.network.theta.clone()
+    for training in shipped_trainings(name):
+        before = training.network.theta.clone()
 
-    def two_steps():
-        for index in itertools.islice(training.batches(1), 2):
-            training.step(index)
-        training.measure(training.data.train)
+        def two_steps(training=training):
+            for index in itertools.islice(training.batches(1), 2):
+                training.step(index)
+            training.measure(training.data.train)
 
-    assert rules.runtime_violations(two_steps) == set()
-    assert training.network.theta.isfinite().all()
-    assert not training.network.theta.equal(before)
+        assert rules.runtime_violations(two_steps) == set()
+        assert training.network.theta.isfinite().all()
+        assert not training.network.theta.equal(before)
 
 
 def plant_relu(self, params, x, workspace):

@@ -1,13 +1,14 @@
 """The loop: against torch.nn and torch.optim, worked by hand, and in its behaviour."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from manualnn.data import Normalization, Prepared, Samples
 from manualnn.errors import InputError
-from manualnn.training import Progress, evaluate
+from manualnn.training import Progress, _class_weights, evaluate
 
 from . import oracle
 from .conftest import config_of, random_data, train_to_the_end, training_of
@@ -357,11 +358,9 @@ def test_drop_last_and_progress():
 
 def test_a_last_layer_that_does_not_fit_the_loss():
     data = random_data()
-    for layers in ([["linear", 2]], [["linear", 4]]):
-        with pytest.raises(
-            InputError, match=r"\d outputs, but cross_entropy with 3 classes needs 3"
-        ):
-            training_of(config_of(model__layers=layers), data)
+    with pytest.raises(InputError, match=r"2 outputs, but cross_entropy with 3 classes needs 3"):
+        training_of(config_of(model__layers=[["linear", 2]]), data)
+    assert training_of(config_of(model__layers=[["linear", 4]]), data).network.classes == 4
     config = config_of(model__layers=[["linear", 1]], train__loss="logistic")
     with pytest.raises(InputError, match="'logistic' tells 2 classes apart, not 3"):
         training_of(config, data)
@@ -379,3 +378,84 @@ def test_evaluation_in_chunks_equals_the_whole(monkeypatch):
     expected = oracle.loss("cross_entropy", logits, data.train.y)
     assert loss == pytest.approx(float(expected), rel=1e-12)
     assert math.isfinite(loss)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error", "softmax_squared_error"])
+def test_class_weights_are_the_gradient_of_a_weighted_loss(loss, differs):
+    """One step of plain SGD against autograd on mean_b w[y_b] L_b."""
+    data, weights = random_data(), [0.5, 1.0, 3.0]
+    layers = [["linear", 5], ["tanh"], ["linear", 3]]
+    config = config_of(
+        model__layers=layers,
+        train__loss=loss,
+        train__class_weights=weights,
+        train__optimizer__learning_rate=1.0,
+    )
+    training = training_of(config, data)
+    params = [
+        {k: v[0].clone().requires_grad_() for k, v in named.items()}
+        for named in training.network.params
+    ]
+    index = next(training.batches(1))
+    x, y = data.train.x[index[0]], data.train.y[index[0]]
+    logits = oracle.forward(layers, params, x)
+    scale = torch.tensor(weights, dtype=torch.float64)[y]
+    each = torch.stack(
+        [oracle.loss(loss, z[None], t[None]) for z, t in zip(logits, y, strict=True)]
+    )
+    (each * scale).mean().backward()
+    training.step(index)
+    # The reported loss is that without weights, which evaluation has too.
+    assert float(training.totals[0, 0]) == pytest.approx(float(each.sum().detach()))
+    for ours, before in zip(training.network.params, params, strict=True):
+        for name, value in before.items():
+            expected = (value - value.grad).detach()
+            differs(f"class weights, {loss}", ours[name][0], expected)
+
+
+def test_balanced_class_weights():
+    labels = torch.tensor([[0, 0, 0, 1, 1, 3]])
+    settings = config_of(train__class_weights="balanced").train
+    like = torch.zeros(2, 1, dtype=torch.float64)
+    [weights, again] = _class_weights(settings, labels, 4, like)
+    assert weights.tolist() == pytest.approx([6 / 9, 1, 0, 2]) and again.equal(weights)
+    assert float(weights[labels[0]].mean()) == pytest.approx(1)
+    with pytest.raises(InputError, match="class_weights has 2 numbers, but there are 3 classes"):
+        training_of(config_of(train__class_weights=[1, 2]), random_data())
+
+
+def test_balanced_class_weights_help_a_rare_class():
+    data = random_data(600)
+    rare = (data.train.y == 2) & (torch.arange(600) % 12 > 0)
+    keep = (~rare).nonzero().flatten()
+    train = Samples(data.train.x[keep], data.train.y[keep])
+    data = replace(data, train=train)
+
+    def recall(weights):
+        config = config_of(
+            model__layers=[["linear", 3]], train__class_weights=weights, train__epochs=20
+        )
+        network = train_to_the_end(config, data).network
+        own = data.test.y == 2
+        return float((network.predict(data.test.x)[0][own] == 2).double().mean())
+
+    assert recall("balanced") > recall(None)
+
+
+def test_evaluate_every_leaves_the_rest_empty():
+    config = config_of(train__epochs=7, train__evaluate_every=3)
+    records = train_to_the_end(config, random_data()).records
+    measured = [record.epoch for record in records if record.test_loss is not None]
+    assert measured == [3, 6, 7]
+    assert all(record.train_loss is not None for record in records)
+
+
+def test_early_stopping_judges_measured_epochs_only():
+    config = config_of(
+        data__valid=20,
+        train__epochs=9,
+        train__evaluate_every=2,
+        train__early_stopping__patience=100,
+    )
+    training = train_to_the_end(config, random_data(valid=20))
+    assert training.best_epoch[0] in (2, 4, 6, 8, 9)

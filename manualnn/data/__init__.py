@@ -1,6 +1,7 @@
 """Data sets as tensors: find the files, read them, split, normalise."""
 
 from .idx import read_idx
+from .labels import corrupt, relabel
 from .prepare import Normalization, Prepared, Samples, prepare, split
 from .sources import DATASETS, Dataset, Examples, load
 
@@ -11,8 +12,10 @@ __all__ = [
     "Normalization",
     "Prepared",
     "Samples",
+    "corrupt",
     "load",
     "prepare",
     "read_idx",
+    "relabel",
     "split",
 ]

@@ -3,6 +3,7 @@
 Shapes: N samples, the rest of x is the shape of one example.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..workspace import generator
+from .labels import corrupt
 
 SPLIT_STREAM = 0x5911
 
@@ -56,13 +58,19 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Samples:
-    """x (N, ...) normalised, y (N,) int64, both on the training device."""
+    """x (N, ...) normalised, y (N,) int64, or (R, N) where each replica has labels of its own; both
+    on the training device."""
 
     x: Tensor
     y: Tensor
 
     def __len__(self) -> int:
-        return len(self.y)
+        return len(self.x)
+
+    @property
+    def targets(self) -> Tensor:
+        """y as (R, N) or (1, N)."""
+        return self.y.view(-1, len(self))
 
 
 @dataclass(frozen=True)
@@ -108,13 +116,16 @@ def prepare(
     stratify: bool = False,
     seed: int = 0,
     train_samples: int = 0,
+    corruption: Sequence[tuple[float, int]] = (),
+    classes: int = 0,
     normalize: str = "standard",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Prepared:
     """Split (images, labels), fit the normalisation on the training part only, and normalise all.
 
-    `train_samples` keeps only the first so many before the split; 0 keeps all.
+    `train_samples` keeps only the first so many before the split; 0 keeps all. `corruption` has
+    each replica's fraction of training labels that random ones of `classes` replace, and the seed.
     """
     images, labels = train
     if train_samples > len(labels):
@@ -127,11 +138,18 @@ def prepare(
     used = images[chosen] if len(held_out) else images
     normalization = Normalization.fit(normalize, used)
 
+    if images.is_floating_point() and not images.isfinite().all():
+        worst = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise InputError(f"training example {worst} holds a number that is not finite")
+
     def samples(images: Tensor, labels: Tensor) -> Samples:
         return Samples(normalization.apply(images, dtype).to(device), labels.to(device))
 
+    learned = labels[chosen]
+    if any(fraction for fraction, _ in corruption):
+        learned = torch.stack([corrupt(learned, p, classes, seed) for p, seed in corruption])
     return Prepared(
-        samples(used, labels[chosen]),
+        samples(used, learned),
         samples(images[held_out], labels[held_out]) if len(held_out) else None,
         samples(*test) if test else None,
         normalization,

@@ -1,0 +1,122 @@
+"""The learning-rate finder: one population, a network for each rate, all from the same weights on
+the same batches (after Smith 2017, "Cyclical learning rates", who sweeps one network instead).
+"""
+
+import csv
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import plots
+from .config import Config, Population, Schedule
+from .errors import InputError
+from .experiment import build, choose_device
+from .files import replacing
+from .training import Training
+
+
+def rates(low: float, high: float, count: int) -> list[float]:
+    """`count` learning rates from `low` to `high`, evenly spaced by their logarithm."""
+    if not 0 < low < high or not math.isfinite(high):
+        raise InputError(f"--low {low:g} --high {high:g}: need 0 < low < high")
+    if count < 3:
+        raise InputError(f"--networks {count}: needs at least 3")
+    step = math.log(high / low) / (count - 1)
+    return [low * math.exp(i * step) for i in range(count)]
+
+
+def find(
+    config: Config,
+    low: float = 1e-4,
+    high: float = 10.0,
+    networks: int = 20,
+    steps: int = 200,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Train `networks` copies of a config's network for `steps` steps at constant learning rates.
+
+    Gives `rates`: for each its learning_rate and `loss`, the mean training loss over the last
+    quarter of the steps (None where it is not finite); `best`, the rate of the lowest; `good`, the
+    smallest and the largest rate around it within a twentieth of the way back to `start_loss`, the
+    untrained network's. Raises InputError.
+    """
+    if steps < 4:
+        raise InputError(f"--steps {steps}: needs at least 4")
+    training = _training(config, rates(low, high, networks), steps, device)
+    start, mark, samples = None, None, 0
+    for number, index in enumerate(_batches(training), 1):
+        training.step(index)
+        if number == 1:
+            start = float(training.totals[0, 0]) / index.shape[1]
+        if number == steps - steps // 4:
+            mark = training.totals[0].clone()
+        elif mark is not None:
+            samples += index.shape[1]
+        if number == steps:
+            break
+    assert start is not None and mark is not None
+    losses = ((training.totals[0] - mark) / samples).tolist()
+    rows: list[dict[str, Any]] = [
+        {"learning_rate": replica.learning_rate, "loss": loss if math.isfinite(loss) else None}
+        for replica, loss in zip(training.replicas, losses, strict=True)
+    ]
+    known = [row for row in rows if row["loss"] is not None]
+    if not known or min(row["loss"] for row in known) >= start:
+        raise InputError(
+            f"no learning rate between {low:g} and {high:g} lowers the loss within {steps} steps;"
+            " try a smaller --low"
+        )
+    best = min(known, key=lambda row: row["loss"])
+    bound = best["loss"] + 0.05 * (start - best["loss"])
+    first = last = rows.index(best)
+    while first > 0 and _within(rows[first - 1], bound):
+        first -= 1
+    while last + 1 < len(rows) and _within(rows[last + 1], bound):
+        last += 1
+    return {
+        "best": best["learning_rate"],
+        "good": [rows[first]["learning_rate"], rows[last]["learning_rate"]],
+        "start_loss": start,
+        "steps": steps,
+        "rates": rows,
+    }
+
+
+def save(result: dict[str, Any], name: str, folder: Path) -> None:
+    """Write `lr-find.csv` and `lr-find.png`."""
+    with replacing(folder / "lr-find.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["learning_rate", "loss"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(result["rates"])
+    plots.save(plots.learning_rates(result, name), folder / "lr-find.png")
+
+
+def _within(row: dict[str, Any], bound: float) -> bool:
+    return row["loss"] is not None and row["loss"] <= bound
+
+
+def _training(config: Config, chosen: list[float], steps: int, device: str) -> Training:
+    members = config.members()
+    replicas = [replica for member in members for replica in member.replicas()]
+    if len(replicas) > 1:
+        raise InputError(
+            f"{config.name}: trains {len(replicas)} networks; lr-find needs the settings of one,"
+            " without [[run]] and lists"
+        )
+    train = replace(
+        members[0].train, schedule=Schedule(), shared_batches=True, seed=replicas[0].seed
+    )
+    single = replace(members[0], train=train)
+    copies = tuple(replace(replicas[0], label=f"{x:g}", learning_rate=x) for x in chosen)
+    training, _ = build(Population(single, copies), choose_device(device))
+    return training
+
+
+def _batches(training: Training) -> Iterator[Tensor]:
+    for epoch in itertools.count(1):
+        yield from training.batches(epoch)
