@@ -188,7 +188,7 @@ def test_set_and_flags_win_over_runs(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("train.epoch = 3", r"c.toml:25: train.epoch: unknown key; did you mean epochs\?"),
+        ("train.epoch = 3", r"c.toml:25: train.epoch: unknown key; did you mean 'epochs'"),
         ("train.epochs = 0", "c.toml:25: train.epochs = 0: must be at least 1"),
         ('label = "sgd"', r"c.toml:25: run.label = 'sgd': another run has it"),
         ("label = 3", "c.toml:25: run.label = 3: must be a string"),
