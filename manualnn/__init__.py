@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from .config import Config, load_config
     from .coursework import evaluate_hw1
     from .errors import InputError
-    from .experiment import evaluate_weights, train
+    from .evaluation import evaluate_weights, predict_file
+    from .experiment import train
     from .network import Network, load_weights, save_weights
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "evaluate_weights",
     "load_config",
     "load_weights",
+    "predict_file",
     "save_weights",
     "train",
 ]
@@ -39,10 +41,14 @@ def __getattr__(name: str) -> Any:
         from . import coursework
 
         return coursework.evaluate_hw1
-    if name in ("evaluate_weights", "train"):
+    if name in ("evaluate_weights", "predict_file"):
+        from . import evaluation
+
+        return vars(evaluation)[name]
+    if name == "train":
         from . import experiment
 
-        return vars(experiment)[name]
+        return experiment.train
     if name in ("Network", "load_weights", "save_weights"):
         from . import network
 

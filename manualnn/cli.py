@@ -337,6 +337,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure trained weights: accuracy, loss, each class, confusion matrix, worst mistakes."""
+    from . import evaluation as evaluating
     from . import experiment
 
     if (
@@ -345,14 +346,14 @@ def evaluate(
         and (newest / "weights.pkl").exists()
     ):
         weights = str(newest)
-    evaluated = experiment.evaluate_weights(weights, data, data_dir, split, device)
+    evaluated = evaluating.evaluate_weights(weights, data, data_dir, split, device)
     evaluation, names, path = evaluated.evaluation, evaluated.class_names, evaluated.path
     is_run = (path.parent / "config.toml").exists()
     name = path.parent.name if is_run else path.stem
     label = evaluated.data.replace(" ", "-")
     folder = out or (path.parent / label if is_run else Path("evaluation") / f"{name}-{label}")
     try:
-        experiment.draw_evaluation(
+        evaluating.draw_evaluation(
             evaluation, evaluated.images, names, f"{name}, {evaluated.data} set", folder
         )
     except OSError as error:
@@ -376,6 +377,92 @@ def evaluate(
         print(f"{row['class']:<{width}}  {row['n']:>7,}  {accuracy:>8}  {precision:>9}")
     pictures = [name for name in ("confusion.png", "mistakes.png") if (folder / name).exists()]
     print(f"\n{folder}: {', '.join(pictures)}")
+
+
+@app.command()
+def predict(
+    weights: Annotated[
+        str, typer.Argument(help="A weights file, a run folder, or a shipped name.")
+    ],
+    examples: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="A CSV file, or an idx file of images.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; default stdout.", show_default=False)
+    ] = None,
+    with_probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Append each class's probability.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Predict the class of each example in INPUT: one per line, in order, no header.
+
+    A CSV row holds the pixels, or a label before them, which is ignored.
+    """
+    from . import evaluation as evaluating
+
+    classes, p = evaluating.predict_file(weights, examples, device)
+    lines = evaluating.prediction_lines(classes, p if with_probabilities else None)
+    if out is None:
+        print("\n".join(lines))
+        return
+    from .files import write_text
+
+    try:
+        write_text(out, "\n".join([*lines, ""]))
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written: {error.strerror or error}") from None
+    print(f"{out}: {len(classes):,} predictions")
+
+
+@app.command()
+def summary(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|WEIGHTS", help="A TOML file, a weights file, a run folder, or a name."
+        ),
+    ] = "mnist-mlp",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the data: torchvision's layout or idx files.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print layers and parameters.")] = False,
+) -> None:
+    """Show the layers of a config or of trained weights: output shapes and parameters."""
+    from . import evaluation as evaluating
+
+    found = evaluating.summarise(name, data_dir)
+    if json_:
+        from .experiment import to_json
+
+        print(to_json(found), end="")
+        return
+    print(f"{found['source']}: input {_shape(found['input_shape'])}")
+    print(f"{'layer':<14}{'output':<14}{'parameters':>10}")
+    for row in found["layers"]:
+        print(f"{row['name']:<14}{_shape(row['output_shape']):<14}{row['parameters']:>10,}")
+    print(f"{'total':<28}{found['parameters']:>10,}")
+    for key in ("dataset", "loss", "run", "seed", "torch", "manualnn"):
+        if key in found["meta"]:
+            print(f"{key:<14}{found['meta'][key]}")
+
+
+def _shape(shape: list[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+@app.command()
+def doctor(
+    json_: Annotated[bool, typer.Option("--json", help="Print all of it as an object.")] = False,
+) -> None:
+    """Say what works here: torch's build, the device and why, data sets, versions."""
+    from . import doctor as examiner
+    from .experiment import to_json
+
+    report = examiner.examine()
+    print(to_json(report) if json_ else "\n".join(examiner.lines(report)).rstrip() + "\n", end="")
+    if report["problems"]:
+        raise typer.Exit(1)
 
 
 def _version(value: bool) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .experiment import evaluate_weights
+from .evaluation import evaluate_weights
 
 
 def evaluate_hw1(data_dir: Path | str | None = None, weights: Path | str | None = None) -> float:

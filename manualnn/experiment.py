@@ -1,4 +1,4 @@
-"""From a config to a run folder, and from a weights file to its figures."""
+"""From a config to runs, populations and a folder of results."""
 
 import csv
 import json
@@ -9,57 +9,26 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import config as configs
 from . import plots
 from .config import Config, Population, load_config, parse_config
-from .data import Dataset, Normalization, Prepared, Samples, corrupt, load, prepare, relabel, split
+from .data import Dataset, Prepared, load, prepare, relabel
 from .data.sources import check_labels
 from .errors import InputError
-from .files import find_shipped, replacing, write_text
-from .losses import probabilities
-from .network import Network, load_weights, read_tensors, save_weights
-from .training import DTYPES, Event, Note, Record, Training, evaluate
+from .evaluation import RUNS, choose_device, draw_evaluation, evaluate_weights
+from .files import package_version, replacing, write_text
+from .network import Network, read_tensors, save_weights
+from .training import DTYPES, Event, Note, Record, Training
 
-RUNS = Path("runs")
 MEASURES = [
     f"{part}_{name}" for part in ("test", "valid", "train") for name in ("accuracy", "loss")
 ]
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA where it works, else the CPU. Raises InputError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        if not torch.backends.cuda.is_built():
-            raise InputError(
-                f"--device {name}: this torch ({torch.__version__}) is built without CUDA"
-            )
-        if not torch.cuda.is_available():
-            raise InputError(
-                f"--device {name}: torch finds no NVIDIA driver or no GPU; use --device cpu"
-            )
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise InputError(
-                f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices"
-            )
-    return device
-
-
 Data = tuple[Dataset, Prepared]
 
 
@@ -432,105 +401,6 @@ def train(
     return run.metrics | {"out": str(run.folder)}
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """How a network does on N samples: predictions (N,), their probabilities (N,), counts (K, K) of
-    true class (row) against predicted class."""
-
-    accuracy: float
-    loss: float
-    targets: Tensor
-    predictions: Tensor
-    confidences: Tensor
-    confusion: Tensor
-
-    def per_class(self, class_names: list[str]) -> list[dict[str, Any]]:
-        """For each class its number of samples, recall (its accuracy) and precision."""
-        counts = self.confusion.tolist()
-        hits = [counts[k][k] for k in range(len(counts))]
-        predicted = self.confusion.sum(0).tolist()
-        return [
-            {
-                "class": name,
-                "n": sum(row),
-                "accuracy": hit / sum(row) if sum(row) else None,
-                "precision": hit / guessed if guessed else None,
-            }
-            for name, row, hit, guessed in zip(class_names, counts, hits, predicted, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """An evaluation with what it was made of, for tables and pictures."""
-
-    evaluation: Evaluation
-    images: Tensor
-    class_names: list[str]
-    path: Path
-    data: str
-    where: str
-
-
-def evaluate_weights(
-    weights: Path | str | None = None,
-    data: str | None = None,
-    data_dir: Path | str | None = None,
-    split: str = "test",
-    device: str = "cpu",
-) -> Evaluated:
-    """Evaluate a weights file (a path, a run folder or a shipped name) on a part of a data set.
-
-    By default the network that ships with the package, the data set it was trained on, and its test
-    part; "train" and "valid" are the parts its training used. Raises InputError.
-    """
-    if split not in ("test", "train", "valid"):
-        raise InputError(f"--split {split}: use test, valid or train")
-    path = find_weights(weights or "mnist-mlp")
-    loaded = load_weights(path)
-    network, meta = loaded.network, loaded.meta
-    chosen = choose_device(device)
-    name = data or meta.get("dataset") or "mnist"
-    if data is None and data_dir is None and (path.parent / "config.toml").is_file():
-        data_dir = load_config(path.parent / "config.toml").data.dir  # where its run found them
-    dataset = load(name, data_dir, parts=("test",) if split == "test" else ("train",))
-    cut = meta.get("split") or {}
-    asked = {key: cut[key] for key in ("labels", "test_labels", "seed", "classes") if key in cut}
-    dataset = relabel(dataset, **asked)
-    images, labels = _part(dataset, split, cut)
-    check_labels(labels, network.classes, f"{dataset.where} against {path}")
-    if math.prod(network.shape) != images[0].numel():
-        raise InputError(
-            f"{path} takes examples of shape {network.shape}, but those of {dataset.where} have"
-            f" shape {tuple(images.shape[1:])}"
-        )
-    try:
-        normalization = Normalization(**meta.get("normalization", {"kind": "none"}))
-        x = normalization.apply(images.reshape(-1, *network.shape), network.theta.dtype).to(chosen)
-    except (TypeError, RuntimeError) as error:
-        raise InputError(f"{path}: its meta has an unusable normalization ({error})") from None
-    moved = Network(network.specs, network.shape, network.classes, 1, network.theta.dtype, chosen)
-    moved.theta.copy_(network.theta)
-    evaluation = _judge(moved, Samples(x, labels.to(chosen)), meta.get("loss", "cross_entropy"))
-    names = meta.get("class_names") if name == meta.get("dataset") else dataset.class_names
-    if not names or len(names) != network.classes:
-        names = [str(k) for k in range(network.classes)]
-    return Evaluated(evaluation, images, list(names), path, f"{name} {split}", dataset.where)
-
-
-def find_weights(name: Path | str) -> Path:
-    """A weights file: itself, the `weights.pkl` of a run (its folder, or its name in `runs/`), or a
-    shipped one by name."""
-    if (Path(name) / "weights.pkl").is_file():
-        return Path(name) / "weights.pkl"
-    try:
-        return find_shipped(name, "weights", ".pkl", "weights file")
-    except InputError:
-        if (RUNS / name / "weights.pkl").is_file():
-            return RUNS / name / "weights.pkl"
-        raise
-
-
 def newest_run(name: str = "") -> Path | None:
     """The folder of the newest run of config `name` (of any if empty) under `runs/`."""
     found = [
@@ -539,34 +409,6 @@ def newest_run(name: str = "") -> Path | None:
         if not name or folder.parent.name == name or _number(folder.parent.name, name)
     ]
     return max(found, key=lambda folder: (folder / "config.toml").stat().st_mtime_ns, default=None)
-
-
-def draw_evaluation(
-    evaluation: Evaluation, images: Tensor, class_names: Any, title: str, folder: Path
-) -> None:
-    """confusion.png, and mistakes.png: the most confident wrong predictions as images."""
-    matrix = evaluation.confusion.numpy()
-    accuracy = f"{100 * evaluation.accuracy:.2f} %"
-    figure = plots.confusion(matrix, class_names, f"{title}: accuracy {accuracy}")
-    plots.save(figure, folder / "confusion.png")
-    wrong = (evaluation.predictions != evaluation.targets).nonzero().flatten()
-    order = evaluation.confidences[wrong].argsort(descending=True, stable=True)
-    shown = wrong[order][:32]
-    if images.dim() != 4 or not len(wrong):
-        return  # features that are no image, or nothing to show
-    captions = [
-        f"{class_names[t]} as {class_names[p]}\n{100 * c:.1f} %"
-        for t, p, c in zip(
-            evaluation.targets[shown].tolist(),
-            evaluation.predictions[shown].tolist(),
-            evaluation.confidences[shown].tolist(),
-            strict=True,
-        )
-    ]
-    heading = (
-        f"{title}: the {len(shown)} most confident of {len(wrong)} mistakes (true as predicted)"
-    )
-    plots.save(plots.image_grid(images[shown].numpy(), captions, heading), folder / "mistakes.png")
 
 
 def write_history(path: Path, records: list[Record]) -> None:
@@ -580,43 +422,6 @@ def write_history(path: Path, records: list[Record]) -> None:
 def to_json(value: Any) -> str:
     """JSON text in which numbers that are not finite are null."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def package_version() -> str:
-    """The installed version, or "unknown" in a tree that is not installed."""
-    try:
-        return version("manualnn")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _judge(network: Network, samples: Samples, loss: str) -> Evaluation:
-    [(mean_loss, accuracy)] = evaluate(network, samples, loss)
-    assert mean_loss is not None and accuracy is not None
-    p = probabilities(network.logits(samples.x)[0].double()).cpu()
-    predictions, targets, k = p.argmax(-1), samples.y.cpu(), network.classes
-    confusion = (targets * k + predictions).bincount(minlength=k * k).view(k, k)
-    return Evaluation(accuracy, mean_loss, targets, predictions, p.amax(-1), confusion)
-
-
-def _part(dataset: Dataset, part: str, cut: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The raw images and labels of a part; `cut` says how the training file was split."""
-    examples = dataset.test if part == "test" else dataset.train
-    assert examples is not None
-    images, labels = examples.images, examples.labels
-    if part == "test":
-        return images, labels
-    if first := cut.get("train_samples", 0):
-        images, labels = images[:first], labels[:first]
-    if valid := cut.get("valid", 0):
-        chosen, held_out = split(labels, valid, cut.get("seed", 0), cut.get("stratify", False))
-        index = chosen if part == "train" else held_out
-        images, labels = images[index], labels[index]
-    elif part == "valid":
-        raise InputError("--split valid: this network was trained without a validation split")
-    if part == "train" and (fraction := cut.get("corruption", 0)):
-        labels = corrupt(labels, fraction, cut["classes"], cut["corruption_seed"])
-    return images, labels
 
 
 def _best(runs: list[dict[str, Any]]) -> int:

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .errors import InputError, hint
@@ -67,6 +68,14 @@ def cache_folder() -> Path:
     if own := os.environ.get("MANUALNN_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manualnn"
+
+
+def package_version() -> str:
+    """The installed version, or "unknown" in a tree that is not installed."""
+    try:
+        return version("manualnn")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _umask() -> int:

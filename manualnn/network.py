@@ -63,6 +63,16 @@ class Network:
     def replicas(self) -> int:
         return len(self.theta)
 
+    def summary(self) -> list[dict[str, Any]]:
+        """For each layer its name, the shape of its output and its number of parameters."""
+        rows, shape = [], self.shape
+        for i, layer in enumerate(self.layers):
+            shape, _ = layer.build(shape)
+            own = sum(slot.size for slot in self.layout.slots if slot.layer == i)
+            name = type(layer).__name__.lower()
+            rows.append({"name": name, "output_shape": list(shape), "parameters": own})
+        return rows
+
     def initialize(self, seeds: list[int], init: str = "he") -> None:
         """Draw the weights of replica r from seeds[r]; biases become 0.
 

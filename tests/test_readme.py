@@ -53,7 +53,7 @@ def test_every_command_runs(command, folder):
         command, shell=True, cwd=folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout
+    assert done.stdout or ">" in command
 
 
 def test_the_python_example_runs(folder):

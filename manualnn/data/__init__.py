@@ -3,7 +3,8 @@
 from .idx import read_idx
 from .labels import corrupt, relabel
 from .prepare import Normalization, Prepared, Samples, prepare, split
-from .sources import DATASETS, Dataset, Examples, load
+from .sources import DATASETS, Dataset, Examples, example_shape, load
+from .table import read_examples, read_table
 
 __all__ = [
     "DATASETS",
@@ -13,9 +14,12 @@ __all__ = [
     "Prepared",
     "Samples",
     "corrupt",
+    "example_shape",
     "load",
     "prepare",
+    "read_examples",
     "read_idx",
+    "read_table",
     "relabel",
     "split",
 ]

@@ -137,6 +137,19 @@ def load(
     return Dataset(name, where, read.get("train"), read.get("test"), class_names)
 
 
+def example_shape(name: str, data_dir: Path | str | None = None) -> tuple[tuple[int, ...], int]:
+    """The shape of one example of a data set, and its number of classes.
+
+    No file is needed for those that torchvision knows, unless `data_dir` or `$MANUALNN_DATA` may
+    hold another version. Raises InputError.
+    """
+    if data_dir is None and name in DATASETS and "MANUALNN_DATA" not in os.environ:
+        return (1, 28, 28), len(DATASETS[name].classes)
+    dataset = load(name, data_dir, ("train",))
+    assert dataset.train is not None and dataset.class_names is not None
+    return tuple(dataset.train.images.shape[1:]), len(dataset.class_names)
+
+
 def check_labels(labels: Tensor, classes: int, where: str) -> None:
     """Raise InputError unless every label is in [0, classes)."""
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
@@ -191,14 +204,19 @@ def _locate(
         print(f"note: MANUALNN_DATA: {files}; looking elsewhere", file=sys.stderr)
     if name == "idx":
         raise InputError("data set 'idx' needs a folder: give --data-dir or set MANUALNN_DATA")
-    known = DATASETS[name]
-    folder = PACKAGE / "data" / "mnist"
+    known, folder = DATASETS[name], local_folder(name)
     if name != "mnist":
-        folder = cache_folder() / "datasets" / known.folder / "raw"
         missing = [key for key in needed if not (folder / canonical(*key)).is_file()]
         if missing:
             _download(name, missing, folder)
     return {key: folder / canonical(*key) for key in needed}, str(folder), known.md5
+
+
+def local_folder(name: str) -> Path:
+    """Where a known data set lies: in the package, or in the per-user cache."""
+    if name == "mnist":
+        return PACKAGE / "data" / "mnist"
+    return cache_folder() / "datasets" / DATASETS[name].folder / "raw"
 
 
 def canonical(part: str, kind: str) -> str:

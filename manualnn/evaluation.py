@@ -1,0 +1,308 @@
+"""Trained weights on data: accuracy, loss, each class, the worst mistakes; and predictions.
+
+Shapes: N samples, K classes.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import plots
+from .config import load_config
+from .data import (
+    Dataset,
+    Normalization,
+    Samples,
+    corrupt,
+    example_shape,
+    load,
+    read_examples,
+    relabel,
+    split,
+)
+from .data.sources import check_labels
+from .errors import InputError
+from .files import find_shipped
+from .losses import probabilities
+from .network import Network, load_weights
+from .training import evaluate
+
+RUNS = Path("runs")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is CUDA where it works, else the CPU. Raises InputError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if not torch.backends.cuda.is_built():
+            raise InputError(
+                f"--device {name}: this torch ({torch.__version__}) is built without CUDA"
+            )
+        if not torch.cuda.is_available():
+            raise InputError(
+                f"--device {name}: torch finds no NVIDIA driver or no GPU; use --device cpu"
+            )
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise InputError(
+                f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices"
+            )
+    return device
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a network does on N samples: predictions (N,), their probabilities (N,), counts (K, K) of
+    true class (row) against predicted class."""
+
+    accuracy: float
+    loss: float
+    targets: Tensor
+    predictions: Tensor
+    confidences: Tensor
+    confusion: Tensor
+
+    def per_class(self, class_names: list[str]) -> list[dict[str, Any]]:
+        """For each class its number of samples, recall (its accuracy) and precision."""
+        counts = self.confusion.tolist()
+        hits = [counts[k][k] for k in range(len(counts))]
+        predicted = self.confusion.sum(0).tolist()
+        return [
+            {
+                "class": name,
+                "n": sum(row),
+                "accuracy": hit / sum(row) if sum(row) else None,
+                "precision": hit / guessed if guessed else None,
+            }
+            for name, row, hit, guessed in zip(class_names, counts, hits, predicted, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation with what it was made of, for tables and pictures."""
+
+    evaluation: Evaluation
+    images: Tensor
+    class_names: list[str]
+    path: Path
+    data: str
+    where: str
+
+
+def evaluate_weights(
+    weights: Path | str | None = None,
+    data: str | None = None,
+    data_dir: Path | str | None = None,
+    split: str = "test",
+    device: str = "cpu",
+) -> Evaluated:
+    """Evaluate a weights file (a path, a run folder or a shipped name) on a part of a data set.
+
+    By default the network that ships with the package, the data set it was trained on, and its test
+    part; "train" and "valid" are the parts its training used. Raises InputError.
+    """
+    if split not in ("test", "train", "valid"):
+        raise InputError(f"--split {split}: use test, valid or train")
+    path = find_weights(weights or "mnist-mlp")
+    network, meta = _load(path, choose_device(device))
+    name = data or meta.get("dataset") or "mnist"
+    if data is None and data_dir is None and (path.parent / "config.toml").is_file():
+        data_dir = load_config(path.parent / "config.toml").data.dir  # where its run found them
+    dataset = load(name, data_dir, parts=("test",) if split == "test" else ("train",))
+    cut = meta.get("split") or {}
+    asked = {key: cut[key] for key in ("labels", "test_labels", "seed", "classes") if key in cut}
+    dataset = relabel(dataset, **asked)
+    images, labels = _part(dataset, split, cut)
+    check_labels(labels, network.classes, f"{dataset.where} against {path}")
+    x = _normalised(images, network, meta, path, dataset.where)
+    samples = Samples(x, labels.to(x.device))
+    evaluation = _judge(network, samples, meta.get("loss", "cross_entropy"))
+    names = meta.get("class_names") if name == meta.get("dataset") else dataset.class_names
+    if not names or len(names) != network.classes:
+        names = [str(k) for k in range(network.classes)]
+    return Evaluated(evaluation, images, list(names), path, f"{name} {split}", dataset.where)
+
+
+def find_weights(name: Path | str) -> Path:
+    """A weights file: itself, the `weights.pkl` of a run (its folder, or its name in `runs/`), or a
+    shipped one by name."""
+    if (Path(name) / "weights.pkl").is_file():
+        return Path(name) / "weights.pkl"
+    try:
+        return find_shipped(name, "weights", ".pkl", "weights file")
+    except InputError:
+        if (RUNS / name / "weights.pkl").is_file():
+            return RUNS / name / "weights.pkl"
+        raise
+
+
+def predict_file(
+    weights: Path | str, examples: Path | str, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Predicted classes (N,) and probabilities (N, K) of the examples in an idx or CSV file.
+
+    `weights` is as for `evaluate_weights`. A CSV row has the network's inputs, or a label before
+    them, which is ignored. Raises InputError.
+    """
+    path = find_weights(weights)
+    network, meta = _load(path, choose_device(device))
+    examples = Path(examples)
+    images = read_examples(examples)
+    inputs = math.prod(network.shape)
+    if images.dim() == 2 and images.shape[1] == inputs + 1:
+        print(f"note: {examples}: the first of {inputs + 1} columns is a label", file=sys.stderr)
+        images = images[:, 1:]
+    if images.dim() == 2 and images.shape[1] != inputs:
+        raise InputError(
+            f"{examples}: has {images.shape[1]} columns, but {path} takes {inputs}, or"
+            f" {inputs + 1} with a label first"
+        )
+    x = _normalised(images, network, meta, path, str(examples))
+    p = _probabilities(network, x)
+    return p.argmax(-1), p
+
+
+def summarise(name: Path | str, data_dir: Path | str | None = None) -> dict[str, Any]:
+    """The layers of a config or weights file (a path, a run folder or a shipped name).
+
+    `source` is the file, `input_shape` that of one example, `layers` a dict each (of several runs,
+    the first's), `parameters` their sum, and of weights `meta` what else they hold. Raises
+    InputError.
+    """
+    path = Path(name)
+    inside = [path / file for file in ("weights.pkl", "config.toml") if (path / file).is_file()]
+    path = inside[0] if inside else path
+    meta: dict[str, Any] = {}
+    if path.suffix == ".pkl":
+        path = find_weights(path)
+        weights = load_weights(path)
+        network = weights.network
+        meta = {k: v for k, v in weights.meta.items() if k not in ("layers", "shape")}
+    else:
+        try:
+            path = find_shipped(path, "configs", ".toml", "config")
+        except InputError as error:
+            try:
+                return summarise(find_weights(path))
+            except InputError:
+                raise error from None
+        population = load_config(path).populations()[0]
+        data = population.config.data
+        shape, classes = example_shape(data.name, data_dir or data.dir)
+        classes = 2 if data.labels == "parity" else classes
+        network = Network(population.layers(), shape, len(data.class_names or ()) or classes)
+    return {
+        "source": str(path),
+        "input_shape": list(network.shape),
+        "layers": network.summary(),
+        "parameters": network.layout.count,
+        "meta": meta,
+    }
+
+
+def prediction_lines(classes: Tensor, p: Tensor | None = None) -> list[str]:
+    """One class per line; with p (N, K) a comma and each probability after it, in the shortest
+    digits that read back as the same float32 number."""
+    if p is None:
+        return [str(k) for k in classes.tolist()]
+    rows = zip(classes.tolist(), p.float().numpy(), strict=True)
+    return [",".join([str(k), *map(str, row)]) for k, row in rows]
+
+
+def _load(path: Path, device: torch.device) -> tuple[Network, dict[str, Any]]:
+    """The network of a weights file on a device, and its meta."""
+    loaded = load_weights(path)
+    ours = loaded.network
+    moved = Network(ours.specs, ours.shape, ours.classes, 1, ours.theta.dtype, device)
+    moved.theta.copy_(ours.theta)
+    return moved, loaded.meta
+
+
+def _normalised(
+    images: Tensor, network: Network, meta: dict[str, Any], path: Path, where: str
+) -> Tensor:
+    """Raw images (N, ...) as the network in `path` takes them. Raises InputError."""
+    if math.prod(network.shape) != images[0].numel():
+        raise InputError(
+            f"{path} takes examples of shape {network.shape}, but those of {where} have shape"
+            f" {tuple(images.shape[1:])}"
+        )
+    try:
+        normalization = Normalization(**meta.get("normalization", {"kind": "none"}))
+        x = normalization.apply(images.reshape(-1, *network.shape), network.theta.dtype)
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: its meta has an unusable normalization ({error})") from None
+    return x.to(network.theta.device)
+
+
+def _probabilities(network: Network, x: Tensor) -> Tensor:
+    return probabilities(network.logits(x)[0].double()).cpu()
+
+
+def draw_evaluation(
+    evaluation: Evaluation, images: Tensor, class_names: Any, title: str, folder: Path
+) -> None:
+    """confusion.png, and mistakes.png: the most confident wrong predictions as images."""
+    matrix = evaluation.confusion.numpy()
+    accuracy = f"{100 * evaluation.accuracy:.2f} %"
+    figure = plots.confusion(matrix, class_names, f"{title}: accuracy {accuracy}")
+    plots.save(figure, folder / "confusion.png")
+    wrong = (evaluation.predictions != evaluation.targets).nonzero().flatten()
+    order = evaluation.confidences[wrong].argsort(descending=True, stable=True)
+    shown = wrong[order][:32]
+    if images.dim() != 4 or not len(wrong):
+        return  # features that are no image, or nothing to show
+    captions = [
+        f"{class_names[t]} as {class_names[p]}\n{100 * c:.1f} %"
+        for t, p, c in zip(
+            evaluation.targets[shown].tolist(),
+            evaluation.predictions[shown].tolist(),
+            evaluation.confidences[shown].tolist(),
+            strict=True,
+        )
+    ]
+    heading = (
+        f"{title}: the {len(shown)} most confident of {len(wrong)} mistakes (true as predicted)"
+    )
+    plots.save(plots.image_grid(images[shown].numpy(), captions, heading), folder / "mistakes.png")
+
+
+def _judge(network: Network, samples: Samples, loss: str) -> Evaluation:
+    [(mean_loss, accuracy)] = evaluate(network, samples, loss)
+    assert mean_loss is not None and accuracy is not None
+    p = _probabilities(network, samples.x)
+    predictions, targets, k = p.argmax(-1), samples.y.cpu(), network.classes
+    confusion = (targets * k + predictions).bincount(minlength=k * k).view(k, k)
+    return Evaluation(accuracy, mean_loss, targets, predictions, p.amax(-1), confusion)
+
+
+def _part(dataset: Dataset, part: str, cut: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The raw images and labels of a part; `cut` says how the training file was split."""
+    examples = dataset.test if part == "test" else dataset.train
+    assert examples is not None
+    images, labels = examples.images, examples.labels
+    if part == "test":
+        return images, labels
+    if first := cut.get("train_samples", 0):
+        images, labels = images[:first], labels[:first]
+    if valid := cut.get("valid", 0):
+        chosen, held_out = split(labels, valid, cut.get("seed", 0), cut.get("stratify", False))
+        index = chosen if part == "train" else held_out
+        images, labels = images[index], labels[index]
+    elif part == "valid":
+        raise InputError("--split valid: this network was trained without a validation split")
+    if part == "train" and (fraction := cut.get("corruption", 0)):
+        labels = corrupt(labels, fraction, cut["classes"], cut["corruption_seed"])
+    return images, labels
