@@ -92,14 +92,45 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class ChannelsLast:
+    """Images (C, H, W) as (H, W, C), the order that convolution and pooling work in; a view."""
+
+    def build(self, shape: Shape) -> tuple[Shape, Shapes]:
+        channels, height, width = shape
+        return (height, width, channels), {}
+
+    def forward(self, params: Views, x: Tensor, workspace: Workspace) -> tuple[Tensor, None]:
+        return x.movedim(2, -1), None
+
+    def backward(
+        self,
+        params: Views,
+        grads: Views,
+        cache: None,
+        dy: Tensor,
+        workspace: Workspace,
+        need_dx: bool = True,
+    ) -> Tensor | None:
+        return dy.movedim(-1, 2)
+
+
+@dataclass(frozen=True)
 class Flatten:
-    """y = x with all dimensions of an example in one, in the order (C, H, W); dx = dy, reshaped."""
+    """y = x with all dimensions of an example in one, in the order (C, H, W); dx = dy, reshaped.
+
+    `channels_last` says that x is (R, B, H, W, C) and has to be reordered.
+    """
+
+    channels_last: bool = False
 
     def build(self, shape: Shape) -> tuple[Shape, Shapes]:
         return (math.prod(shape),), {}
 
     def forward(self, params: Views, x: Tensor, workspace: Workspace) -> tuple[Tensor, torch.Size]:
-        return x.flatten(2), x.shape
+        if not self.channels_last:
+            return x.flatten(2), x.shape
+        moved = x.movedim(-1, 2)
+        return workspace.empty(moved.shape).copy_(moved).flatten(2), moved.shape
 
     def backward(
         self,
@@ -110,7 +141,166 @@ class Flatten:
         workspace: Workspace,
         need_dx: bool = True,
     ) -> Tensor | None:
-        return dy.view(cache)
+        dx = dy.view(cache)
+        if not self.channels_last:
+            return dx
+        moved = dx.movedim(2, -1)
+        return workspace.empty(moved.shape).copy_(moved)
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """y_hwo = sum_ijc x_(sh+i-p, sw+j-p, c) W_ijco + b_o: cross-correlation, as torch's Conv2d.
+
+    x (R, B, H, W, C), kernel (kh, kw), stride s, padding p with zeros; y has (H + 2p - kh) / s + 1
+    rows, rounded down, and columns likewise. It is Linear on patches: with X (R, B H' W', kh kw C),
+    the window at each output, y = X W + b, dW = X^T dy, db = sum dy, and dX = dy W^T, of which dx
+    sums all entries that came from the same pixel.
+    """
+
+    channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+
+    def build(self, shape: Shape) -> tuple[Shape, Shapes]:
+        height, width, channels = shape
+        out_height, out_width = (
+            (size + 2 * p - k) // s + 1
+            for size, k, s, p in zip(
+                (height, width), self.kernel, self.stride, self.padding, strict=True
+            )
+        )
+        fan_in = self.kernel[0] * self.kernel[1] * channels
+        out = (out_height, out_width, self.channels)
+        return out, {"weight": (fan_in, self.channels), "bias": (self.channels,)}
+
+    def forward(
+        self, params: Views, x: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, tuple[Tensor, torch.Size]]:
+        (kh, kw), (sh, sw), (ph, pw) = self.kernel, self.stride, self.padding
+        shape = x.shape
+        if ph or pw:
+            image, (replicas, batch, height, width, channels) = x, shape
+            x = workspace.empty((replicas, batch, height + 2 * ph, width + 2 * pw, channels))
+            for edge in (
+                x[:, :, :ph],
+                x[:, :, height + ph :],
+                x[..., :pw, :],
+                x[..., width + pw :, :],
+            ):
+                edge.zero_()
+            x[:, :, ph : height + ph, pw : width + pw].copy_(image)
+        windows = x.unfold(2, kh, sh).unfold(3, kw, sw).permute(0, 1, 2, 3, 5, 6, 4)
+        patches = workspace.empty(windows.shape).copy_(windows)
+        y = workspace.empty((*windows.shape[:4], self.channels))
+        y.copy_(params["bias"].view(-1, 1, 1, 1, self.channels))
+        product(_rows(patches, 3), params["weight"], _rows(y, 1), beta=1)
+        return y, (patches, shape)
+
+    def backward(
+        self,
+        params: Views,
+        grads: Views,
+        cache: tuple[Tensor, torch.Size],
+        dy: Tensor,
+        workspace: Workspace,
+        need_dx: bool = True,
+    ) -> Tensor | None:
+        patches, shape = cache
+        rows = _rows(dy, 1)
+        product(_rows(patches, 3).transpose(1, 2), rows, grads["weight"])
+        ones = workspace.ones(1, 1, rows.shape[1]).expand(len(rows), 1, rows.shape[1])
+        product(ones, rows, grads["bias"].unsqueeze(1))
+        if not need_dx:
+            return None
+        dpatches = workspace.empty(patches.shape)
+        product(rows, params["weight"].transpose(1, 2), _rows(dpatches, 3))
+        dx = workspace.empty(shape).zero_()
+        for i in range(self.kernel[0]):
+            for j in range(self.kernel[1]):
+                (h, out_h), (w, out_w) = (
+                    _overlap(offset - p, s, size, out)
+                    for offset, p, s, size, out in zip(
+                        (i, j), self.padding, self.stride, shape[2:4], dy.shape[2:4], strict=True
+                    )
+                )
+                dx[:, :, h, w].add_(dpatches[:, :, out_h, out_w, i, j])
+        return dx
+
+    def to_torch(self, weight: Tensor) -> Tensor:
+        """A weight (kh kw C, O) in torch's order (O, C, kh, kw)."""
+        return weight.view(*self.kernel, -1, self.channels).permute(3, 2, 0, 1)
+
+    def from_torch(self, weight: Tensor) -> Tensor:
+        """The inverse of `to_torch`."""
+        return weight.permute(2, 3, 1, 0).reshape(-1, self.channels)
+
+
+def _rows(x: Tensor, last: int) -> Tensor:
+    """(R, B, H, W, ...) as matrices (R, B H W, n), n the product of the `last` dimensions."""
+    return x.view(len(x), math.prod(x.shape[1:4]), math.prod(x.shape[-last:]))
+
+
+def _overlap(offset: int, stride: int, size: int, out: int) -> tuple[slice, slice]:
+    """Where stride * o + offset, for outputs o in [0, out), lies in [0, size): these positions and
+    these outputs."""
+    first = max(0, -(offset // stride))
+    last = max(first, min(out, (size - 1 - offset) // stride + 1))
+    start = first * stride + offset
+    return slice(start, max(start, (last - 1) * stride + offset + 1), stride), slice(first, last)
+
+
+@dataclass(frozen=True)
+class MaxPool2d:
+    """y = the largest of each kh x kw window of x (R, B, H, W, C); windows side by side, an
+    incomplete one at the edge is left out.
+
+    dx = dy where x is the first largest of its window, row by row as in torch, else 0.
+    """
+
+    kernel: tuple[int, int]
+
+    def build(self, shape: Shape) -> tuple[Shape, Shapes]:
+        height, width, channels = shape
+        return (height // self.kernel[0], width // self.kernel[1], channels), {}
+
+    def forward(
+        self, params: Views, x: Tensor, workspace: Workspace
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        first, *others = self._corners(x)
+        y = workspace.empty(first.shape).copy_(first)
+        for other in others:
+            torch.maximum(y, other, out=y)
+        return y, (x, y)
+
+    def backward(
+        self,
+        params: Views,
+        grads: Views,
+        cache: tuple[Tensor, Tensor],
+        dy: Tensor,
+        workspace: Workspace,
+        need_dx: bool = True,
+    ) -> Tensor | None:
+        x, y = cache
+        dx = workspace.empty(x.shape)
+        if x.shape[2] % self.kernel[0] or x.shape[3] % self.kernel[1]:
+            dx.zero_()
+        free = workspace.empty(y.shape).fill_(1)  # 1 where no largest was found yet
+        largest = workspace.empty(y.shape, torch.bool)
+        here = workspace.empty(y.shape)
+        for corner, out in zip(self._corners(x), self._corners(dx), strict=True):
+            here.copy_(torch.eq(corner, y, out=largest)).mul_(free)
+            free.sub_(here)
+            out.copy_(here.mul_(dy))
+        return dx
+
+    def _corners(self, x: Tensor) -> list[Tensor]:
+        """For each place in a window the view of x there, (R, B, H', W', C)."""
+        kh, kw = self.kernel
+        height, width = x.shape[2] // kh * kh, x.shape[3] // kw * kw
+        return [x[:, :, i:height:kh, j:width:kw] for i in range(kh) for j in range(kw)]
 
 
 class _Elementwise:
@@ -275,16 +465,18 @@ ACTIVATIONS: dict[str, type[ReLU] | type[Tanh] | type[Sigmoid]] = {
     "tanh": Tanh,
     "sigmoid": Sigmoid,
 }
-NAMES = ("linear", "flatten", "dropout", *ACTIVATIONS)
+NAMES = ("linear", "conv2d", "max_pool2d", "flatten", "dropout", *ACTIVATIONS)
 
 
 def build_layers(specs: list[list[Any]], shape: Shape, classes: int) -> list[Layer]:
     """The layers that a config's `model.layers` names, for examples of `shape`.
 
     `["linear", "classes"]` is as wide as there are classes; a `flatten` is put before a linear
-    layer where its input has more than one dimension. Raises InputError naming the entry.
+    layer where its input has more than one dimension. Images (C, H, W) are turned to (H, W, C)
+    before the first convolution or pooling. Raises InputError naming the entry.
     """
     layers: list[Layer] = []
+    channels_last = False
     for number, spec in enumerate(specs):
         where = f"model.layers[{number}]"
         name, arguments = spec[0], spec[1:]
@@ -296,18 +488,67 @@ def build_layers(specs: list[list[Any]], shape: Shape, classes: int) -> list[Lay
             if isinstance(units, bool) or not isinstance(units, int) or units < 1:
                 raise InputError(f"{where}: linear needs units >= 1 or 'classes', not {units!r}")
             if len(shape) > 1:
-                layers.append(Flatten())
-                shape = layers[-1].build(shape)[0]
+                layers.append(Flatten(channels_last))
+                shape, channels_last = layers[-1].build(shape)[0], False
             layer = Linear(units)
+        elif name in ("conv2d", "max_pool2d"):
+            layer = _of_images(name, arguments, where)
+            if len(shape) != 3:
+                raise InputError(f"{where}: {name} needs images (C, H, W), not {shape}")
+            if not channels_last:
+                layers.append(ChannelsLast())
+                shape, channels_last = layers[-1].build(shape)[0], True
+            if min(layer.build(shape)[0][:2]) < 1:
+                raise InputError(
+                    f"{where}: {name} with kernel {layer.kernel} leaves nothing of an image of"
+                    f" {shape[0]} x {shape[1]}"
+                )
         elif name == "dropout":
             layer = Dropout(_probability(_one(arguments, where, name, "p"), where), number)
         else:
             if arguments:
                 raise InputError(f"{where}: {name} takes no arguments, not {arguments}")
-            layer = Flatten() if name == "flatten" else ACTIVATIONS[name]()
+            layer = Flatten(channels_last) if name == "flatten" else ACTIVATIONS[name]()
+            channels_last = channels_last and name != "flatten"
         shape = layer.build(shape)[0]
         layers.append(layer)
     return layers
+
+
+def _of_images(name: str, arguments: list[Any], where: str) -> Conv2d | MaxPool2d:
+    """conv2d with channels, kernel and options, or max_pool2d with a kernel."""
+    if name == "max_pool2d":
+        return MaxPool2d(_pair(_one(arguments, where, name, "kernel"), where, "kernel", 1))
+    options = arguments[2] if len(arguments) == 3 else {}
+    if len(arguments) not in (2, 3) or not isinstance(options, dict):
+        raise InputError(
+            f'{where}: write ["conv2d", channels, kernel, {{stride = 1, padding = 0}}], not'
+            f" {[name, *arguments]}"
+        )
+    for key in options:
+        if key not in ("stride", "padding"):
+            raise InputError(f"{where}: unknown option {key!r}; {hint(key, ('stride', 'padding'))}")
+    channels, kernel = arguments[:2]
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise InputError(f"{where}: conv2d needs channels >= 1, not {channels!r}")
+    return Conv2d(
+        channels,
+        _pair(kernel, where, "kernel", 1),
+        _pair(options.get("stride", 1), where, "stride", 1),
+        _pair(options.get("padding", 0), where, "padding", 0),
+    )
+
+
+def _pair(value: Any, where: str, meaning: str, least: int) -> tuple[int, int]:
+    """Rows and columns from one whole number for both, or a list of two."""
+    pair = value if isinstance(value, list | tuple) else [value, value]
+    if len(pair) != 2 or any(
+        isinstance(item, bool) or not isinstance(item, int) or item < least for item in pair
+    ):
+        raise InputError(
+            f"{where}: {meaning} must be a whole number from {least}, or two of them, not {value!r}"
+        )
+    return pair[0], pair[1]
 
 
 def _one(arguments: list[Any], where: str, name: str, meaning: str) -> Any:

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from .errors import InputError
 from .files import replacing
-from .layers import Layer, build_layers
+from .layers import Conv2d, Layer, build_layers
 from .losses import LOSSES, decide, outputs
 from .parameters import Layout
 from .workspace import Workspace, generator
 
 INIT_STREAM = 0x1417
-CHUNK = 2000  # samples at a time in evaluation
+CHUNK, LARGEST = 2000, 2**23  # in evaluation: samples at a time, numbers of a layer at a time
 
 
 class Network:
@@ -44,10 +44,13 @@ class Network:
     ) -> None:
         self.specs, self.shape = specs, tuple(shape)
         self.layers: list[Layer] = build_layers(specs, self.shape, classes)
-        named, out = [], self.shape
+        named, out, widest = [], self.shape, 1
         for layer in self.layers:
             out, shapes = layer.build(out)
             named.append(shapes)
+            fan_in = shapes["weight"][0] if isinstance(layer, Conv2d) else 1
+            widest = max(widest, math.prod(out[:2]) * max(out[-1], fan_in))
+        self.chunk = max(1, min(CHUNK, LARGEST // widest))
         if len(out) != 1:
             raise InputError(f"model.layers: the output has shape {out}; end with a linear layer")
         self.outputs = out[0]
@@ -121,8 +124,8 @@ class Network:
 
         The logits are valid until the next chunk.
         """
-        for start in range(0, len(x), CHUNK):
-            yield start, self._evaluate(x[start : start + CHUNK], workspace)
+        for start in range(0, len(x), self.chunk):
+            yield start, self._evaluate(x[start : start + self.chunk], workspace)
 
     @torch.inference_mode()
     def _evaluate(self, x: Tensor, workspace: Workspace) -> Tensor:
@@ -168,6 +171,9 @@ def save_weights(path: Path, network: Network, meta: dict[str, Any], replica: in
         **meta,
     }
     tensors = network.layout.to_dict(network.theta[replica])
+    for key, slot in zip(network.layout.keys(), network.layout.slots, strict=True):
+        if isinstance(layer := network.layers[slot.layer], Conv2d) and slot.name == "weight":
+            tensors[key] = layer.to_torch(tensors[key]).contiguous()
     with replacing(path) as temporary:
         torch.save({**tensors, "meta": meta}, temporary)
 
@@ -201,10 +207,17 @@ def load_weights(path: Path) -> Weights:
     except Exception as error:  # a meta of any content: nothing in it was checked before
         raise InputError(f"{path}: its meta is incomplete or unusable ({error!r})") from None
     for key, slot in zip(network.layout.keys(), network.layout.slots, strict=True):
+        layer, expected = network.layers[slot.layer], slot.shape
+        convolution = isinstance(layer, Conv2d) and slot.name == "weight"
+        if isinstance(layer, Conv2d) and convolution:
+            expected = tuple(layer.to_torch(torch.empty(slot.shape)).shape)
         found = tuple(tensors[key].shape) if key in tensors else None
-        if found != slot.shape:
-            raise InputError(f"{path}: {key} should have shape {slot.shape}, found {found}")
-        network.params[slot.layer][slot.name].copy_(tensors[key])
+        if found != expected:
+            raise InputError(f"{path}: {key} should have shape {expected}, found {found}")
+        tensor = tensors[key]
+        if isinstance(layer, Conv2d) and convolution:
+            tensor = layer.from_torch(tensor)
+        network.params[slot.layer][slot.name].copy_(tensor)
     return Weights(network, meta)
 
 

@@ -16,6 +16,11 @@ def forward(specs: Sequence[Sequence[Any]], params: list[dict[str, Tensor]], x: 
             x = functional.linear(x, named["weight"].T, named["bias"])
         elif name == "flatten":
             x = torch.flatten(x, 1)
+        elif name == "conv2d":
+            options = spec[3] if len(spec) == 4 else {}
+            x = functional.conv2d(x, named["weight"], named["bias"], **options)
+        elif name == "max_pool2d":
+            x = functional.max_pool2d(x, spec[1])
         elif name == "dropout":
             continue
         else:

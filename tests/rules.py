@@ -124,7 +124,8 @@ ALLOWED = set(
     """
     empty zeros ones full arange randperm scalar_tensor zero fill copy clone _to_copy detach
     lift_fresh alias
-    view _unsafe_view reshape expand unsqueeze squeeze transpose t select slice as_strided flatten
+    view _unsafe_view reshape expand unsqueeze squeeze transpose t select slice
+    as_strided unfold flatten
     unbind permute stack cat
     index_select gather scatter index
     add sub mul div neg abs sign reciprocal addcmul addcdiv

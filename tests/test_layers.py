@@ -176,3 +176,101 @@ def test_flatten_is_implied_before_a_linear_layer():
     layers = build_layers([["linear", "classes"]], (1, 28, 28), 10)
     assert [type(layer).__name__ for layer in layers] == ["Flatten", "Linear"]
     assert layers[1].units == 10
+
+
+def check_image_layer(spec, shape, replicas, batch, seed, check, integers=False):
+    """A convolution or pooling (after its change of order) against autograd, for each replica."""
+    draw = torch.Generator().manual_seed(seed)
+    turn, layer = build_layers([spec], shape, 4)
+    out_shape, named = layer.build(turn.build(shape)[0])
+    layout = Layout.of([named])
+
+    def random(*size):
+        if integers:  # many ties
+            return torch.randint(-1, 2, size, generator=draw).double()
+        return torch.randn(*size, generator=draw, dtype=torch.float64)
+
+    theta, grad = random(replicas, layout.width), random(replicas, layout.width)
+    x, dy = random(replicas, batch, *shape), random(replicas, batch, *out_shape)
+    [params], [grads] = layout.views(theta), layout.views(grad)
+    workspace = Workspace(torch.float64)
+    for _ in range(2):  # buffers are used again
+        workspace.begin("test")
+        y, cache = layer.forward(params, turn.forward({}, x, workspace)[0], workspace)
+        dx = layer.backward(params, grads, cache, dy.clone(), workspace)
+        dx = turn.backward({}, {}, None, dx, workspace)
+    for r in range(replicas):
+        leaf = x[r].clone().requires_grad_()
+        leaves = {name: view[r].clone() for name, view in params.items()}
+        if leaves:
+            leaves["weight"] = layer.to_torch(leaves["weight"]).contiguous()
+        leaves = {name: tensor.requires_grad_() for name, tensor in leaves.items()}
+        expected = oracle.forward([spec], [leaves], leaf)
+        expected.backward(dy[r].movedim(-1, 1))
+        name = f"layer {spec[0]}, R = {replicas}"
+        check(name, y[r].movedim(-1, 1), expected.detach())
+        check(name, dx[r], leaf.grad)
+        if leaves:
+            check(name, layer.to_torch(grads["weight"][r]), leaves["weight"].grad)
+            check(name, grads["bias"][r], leaves["bias"].grad)
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        (["conv2d", 4, 3], (1, 7, 6)),
+        (["conv2d", 4, 3, {"padding": 1}], (3, 7, 6)),
+        (["conv2d", 2, 3, {"stride": 2, "padding": 1}], (2, 7, 8)),
+        (["conv2d", 3, [1, 4], {"stride": [3, 2], "padding": [2, 1]}], (2, 5, 6)),
+        (["conv2d", 2, 2, {"stride": 3}], (2, 9, 7)),
+        (["conv2d", 2, 5, {"padding": 4}], (1, 3, 2)),
+        (["conv2d", 3, 1], (4, 3, 3)),
+        (["max_pool2d", 2], (3, 6, 4)),
+        (["max_pool2d", 2], (2, 7, 5)),
+        (["max_pool2d", [3, 2]], (2, 8, 5)),
+    ],
+)
+def test_layers_of_images_equal_autograd(spec, shape, replicas, differs):
+    check_image_layer(spec, shape, replicas, 5, 0, differs)
+
+
+def test_pooling_gives_a_tie_to_the_first_as_torch_does(differs):
+    check_image_layer(["max_pool2d", 2], (2, 7, 6), 2, 6, 1, differs, integers=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_convolution_equals_autograd_for_any_shape(data):
+    number = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    channels, height, width = number(1, 3), number(1, 7), number(1, 7)
+    padding = [number(0, 3), number(0, 3)]
+    kernel = [number(1, height + 2 * padding[0]), number(1, width + 2 * padding[1])]
+    options = {"stride": [number(1, 3), number(1, 3)], "padding": padding}
+
+    def close(name, actual, expected):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+    spec = ["conv2d", number(1, 4), kernel, options]
+    check_image_layer(spec, (channels, height, width), number(1, 2), number(1, 3), 3, close)
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ([["conv2d", 4, 9]], "kernel .9, 9. leaves nothing of an image of 6 x 7"),
+        ([["max_pool2d", 3], ["max_pool2d", 3]], r"layers\[1\]: max_pool2d with kernel .3, 3."),
+        ([["flatten"], ["conv2d", 4, 3]], r"layers\[1\]: conv2d needs images \(C, H, W\), not"),
+        ([["linear", 4], ["max_pool2d", 2]], "max_pool2d needs images"),
+        ([["conv2d", 4]], r'write \["conv2d", channels, kernel'),
+        ([["conv2d", 0, 3]], "conv2d needs channels >= 1, not 0"),
+        ([["conv2d", 4, 3, {"stride": 0}]], "stride must be a whole number from 1"),
+        ([["conv2d", 4, 3, {"padding": -1}]], "padding must be a whole number from 0"),
+        ([["conv2d", 4, 3, {"strid": 1}]], "unknown option 'strid'; did you mean 'stride'"),
+        ([["conv2d", 4, [1, 2, 3]]], "kernel must be a whole number from 1, or two of them"),
+        ([["max_pool2d"]], r'write \["max_pool2d", kernel\]'),
+    ],
+)
+def test_bad_layers_of_images_are_named(specs, message):
+    with pytest.raises(InputError, match=message):
+        build_layers(specs, (2, 6, 7), 3)
