@@ -1,7 +1,19 @@
-"""The functions that an assignment asks for by name."""
+"""The functions that assignments ask for by name.
 
+Shapes: B samples, D features, K hidden units. The functions of logistic backpropagation take torch
+tensors or NumPy arrays and give the same kind; `y`, `y_hat` and `z_2` may be (B,) or (B, 1).
+"""
+
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
 from .evaluation import evaluate_weights
 
 
@@ -15,3 +27,130 @@ def evaluate_hw1(data_dir: Path | str | None = None, weights: Path | str | None 
     manualnn.InputError, a ValueError, when they cannot be read or do not fit together.
     """
     return evaluate_weights(weights, data_dir=data_dir).evaluation.accuracy
+
+
+def _same_kind(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function of tensors take NumPy arrays, and give arrays where it got any."""
+
+    def convert(value: Any, to: Callable[[Any], Any], kind: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: convert(item, to, kind) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return tuple(convert(item, to, kind) for item in value)
+        return to(value) if isinstance(value, kind) else value
+
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())
+        flat = [
+            v for value in given for v in (value.values() if isinstance(value, dict) else [value])
+        ]
+        arrays = any(isinstance(value, np.ndarray | np.generic) for value in flat)
+        args = convert(args, torch.as_tensor, np.ndarray | np.generic)
+        kwargs = convert(kwargs, torch.as_tensor, np.ndarray | np.generic)
+        result = function(*args, **kwargs)
+        return convert(result, lambda tensor: tensor.numpy(), Tensor) if arrays else result
+
+    return wrapped
+
+
+@_same_kind
+def predict(X: Tensor, W: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:  # noqa: N803
+    """z1 = X w_1 (B, K), z2 = s(z1) w_2 (B,), y_hat = s(z2) (B,), with s(z) = 1 / (1 + exp(-z)).
+
+    X is (B, D), W {"w_1": (D, K), "w_2": (K, 1)}; there are no biases. Raises InputError, a
+    ValueError, where the shapes do not fit.
+    """
+    _check_network(X, W)
+    z1 = X @ W["w_1"]
+    z2 = (_sigmoid(z1) @ W["w_2"]).squeeze(1)
+    return z1, z2, _sigmoid(z2)
+
+
+@_same_kind
+def logistic_loss(y: Tensor, y_hat: Tensor) -> Tensor:
+    """-y log y_hat - (1 - y) log(1 - y_hat) of each sample, (B,): the textbook form.
+
+    Where y_hat is 0 or 1 it is nan even if y is the same, as 0 log 0 is 0 * (-inf) in floating
+    point; `stable_logistic_loss` has no such hole.
+    """
+    y, y_hat = _vectors(y, y_hat, "y_hat")
+    return -y * torch.log(y_hat) - (1 - y) * torch.log(1 - y_hat)
+
+
+@_same_kind
+def stable_logistic_loss(y: Tensor, z_2: Tensor) -> Tensor:
+    """The same from the logit z_2, (B,): max(z, 0) - z y + log(1 + exp(-|z|)), exact for any z.
+
+    From y_hat = s(z) it follows by log s(z) = -log(1 + exp(-z)) and log(1 - s(z)) = log s(-z),
+    written so that exp never overflows.
+    """
+    y, z = _vectors(y, z_2, "z_2")
+    return z.clamp(min=0) - z * y + torch.log1p(torch.exp(-z.abs()))
+
+
+@_same_kind
+def gradient(X: Tensor, y: Tensor, W: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: N803
+    """The gradient of the average logistic loss with respect to each of W, a dict like W.
+
+    With h = s(z1): dz2 = (y_hat - y) / B, dw_2 = h^T dz2, dh = dz2 w_2^T, dz1 = dh h (1 - h),
+    dw_1 = X^T dz1. The sigmoid cancels the loss's division by y_hat (1 - y_hat), so it is stable.
+    """
+    z1, z2, y_hat = predict(X, W)
+    y, _ = _vectors(y, z2, "X")
+    h = _sigmoid(z1)
+    dz2 = ((y_hat - y) / len(X)).unsqueeze(1)
+    dz1 = dz2 @ W["w_2"].T * h * (1 - h)
+    return {"w_1": X.T @ dz1, "w_2": h.T @ dz2}
+
+
+class RandomPermutation:
+    """One fixed random order of an image's values, drawn once from torch's generator.
+
+    Callable on a tensor of `num_features` elements, whose shape it keeps; so it can be the last of
+    the transforms in torchvision's `Compose`. `reindex` (num_features,) says where each comes from.
+    Raises InputError, a ValueError, on another number of elements.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        self.num_features = num_features
+        self.reindex = torch.randperm(num_features)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        if image.numel() != self.num_features:
+            raise InputError(
+                f"RandomPermutation of {self.num_features} features got an image of shape"
+                f" {tuple(image.shape)} with {image.numel()}"
+            )
+        return image.reshape(-1)[self.reindex.to(image.device)].view(image.shape)
+
+    def __repr__(self) -> str:
+        return f"RandomPermutation({self.num_features})"
+
+
+def _sigmoid(z: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-z))  # exp may overflow to inf, and 1 / inf = 0 is the limit
+
+
+def _vectors(y: Tensor, other: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Both as (B,), so that (B,) against (B, 1) is never broadcast to (B, B)."""
+    flat = []
+    for label, tensor in (("y", y), (name, other)):
+        if tensor.dim() > 2 or (tensor.dim() == 2 and tensor.shape[1] != 1):
+            raise InputError(f"{label} must be (B,) or (B, 1), not {tuple(tensor.shape)}")
+        flat.append(tensor.squeeze(1) if tensor.dim() == 2 else tensor)
+    if flat[0].shape != flat[1].shape:
+        raise InputError(f"y has {flat[0].numel()} values, {name} has {flat[1].numel()}")
+    return flat[0].to(flat[1].dtype), flat[1]
+
+
+def _check_network(x: Tensor, weights: dict[str, Tensor]) -> None:
+    if set(weights) != {"w_1", "w_2"}:
+        raise InputError(f"W needs the keys w_1 and w_2, not {', '.join(map(str, weights))}")
+    w_1, w_2 = weights["w_1"], weights["w_2"]
+    fits = x.dim() == w_1.dim() == w_2.dim() == 2 and x.shape[1] == len(w_1)
+    if not fits or w_2.shape != (w_1.shape[1], 1):
+        raise InputError(
+            f"X {tuple(x.shape)}, w_1 {tuple(w_1.shape)} and w_2 {tuple(w_2.shape)} should be"
+            " (B, D), (D, K) and (K, 1)"
+        )

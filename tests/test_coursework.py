@@ -1,0 +1,148 @@
+"""The functions of logistic backpropagation: against autograd, finite differences, the extremes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from manualnn.coursework import (
+    RandomPermutation,
+    gradient,
+    logistic_loss,
+    predict,
+    stable_logistic_loss,
+)
+from manualnn.errors import InputError
+
+
+def example(batch=9, features=7, units=5, seed=0, scale=1.0):
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(*size, generator=draw, dtype=torch.float64) * scale
+
+    weights = {"w_1": normal(features, units), "w_2": normal(units, 1)}
+    y = torch.randint(0, 2, (batch,), generator=draw).double()
+    return normal(batch, features), y, weights
+
+
+def test_predict():
+    x, _, weights = example()
+    z1, z2, y_hat = predict(x, weights)
+    assert (z1.shape, z2.shape, y_hat.shape) == ((9, 5), (9,), (9,))
+    torch.testing.assert_close(z1, x @ weights["w_1"], rtol=0, atol=0)
+    expected = torch.sigmoid(z1) @ weights["w_2"]
+    torch.testing.assert_close(z2, expected[:, 0], rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(y_hat, torch.sigmoid(z2), rtol=1e-14, atol=1e-14)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 20), st.integers(1, 9), st.integers(1, 7), st.integers(0, 99),
+    st.sampled_from([0.1, 1.0, 20.0]),
+)  # fmt: skip
+def test_gradient_equals_autograd(batch, features, units, seed, scale):
+    x, y, weights = example(batch, features, units, seed, scale)
+    leaves = {key: w.clone().requires_grad_() for key, w in weights.items()}
+    z2 = torch.sigmoid(x @ leaves["w_1"]) @ leaves["w_2"]
+    functional.binary_cross_entropy_with_logits(z2[:, 0], y).backward()
+    found = gradient(x, y, weights)
+    assert set(found) == set(weights)
+    for key, leaf in leaves.items():
+        torch.testing.assert_close(found[key], leaf.grad, rtol=1e-11, atol=1e-12)
+
+
+def test_gradient_equals_finite_differences(differs):
+    x, y, weights = example()
+    found = gradient(x, y, weights)
+    for key, w in weights.items():
+        numeric = torch.empty_like(w)
+        for index in np.ndindex(*w.shape):
+            losses = []
+            for step in (1e-5, -1e-5):
+                moved = {k: v.clone() for k, v in weights.items()}
+                moved[key][index] += step
+                losses.append(stable_logistic_loss(y, predict(x, moved)[1]).mean())
+            numeric[index] = (losses[0] - losses[1]) / 2e-5
+        differs("logistic gradient, finite differences", found[key], numeric, 1e-9)
+
+
+def test_the_losses_agree_in_between():
+    z = torch.linspace(-20, 20, 81, dtype=torch.float64)
+    for label in (0.0, 1.0):
+        y = torch.full_like(z, label)
+        textbook = logistic_loss(y, 1 / (1 + torch.exp(-z)))
+        torch.testing.assert_close(textbook, stable_logistic_loss(y, z), rtol=1e-6, atol=1e-12)
+
+
+def test_the_losses_at_the_extremes():
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    assert math.isnan(logistic_loss(zero, zero)) and math.isnan(logistic_loss(one, one))
+    assert logistic_loss(zero, one) == math.inf
+    huge = torch.tensor([-1e10, 1e10], dtype=torch.float64)
+    assert stable_logistic_loss(torch.zeros(2), huge).tolist() == [0.0, 1e10]
+    assert stable_logistic_loss(torch.ones(2), huge).tolist() == [1e10, 0.0]
+    x = torch.tensor([[1e10], [-1e10]], dtype=torch.float64)
+    weights = {"w_1": torch.ones(1, 1).double(), "w_2": torch.full((1, 1), 1e10).double()}
+    found = gradient(x, torch.tensor([1, 0]), weights)
+    assert all(tensor.isfinite().all() for tensor in found.values())
+
+
+def test_columns_are_never_broadcast_to_a_matrix():
+    x, y, weights = example()
+    _, z2, y_hat = predict(x, weights)
+    for labels in (y, y[:, None], y.long(), y.bool()):
+        for z, p in ((z2, y_hat), (z2[:, None], y_hat[:, None])):
+            assert logistic_loss(labels, p).shape == (9,)
+            assert stable_logistic_loss(labels, z).shape == (9,)
+            torch.testing.assert_close(logistic_loss(labels, p), stable_logistic_loss(labels, z))
+        for key, value in gradient(x, labels, weights).items():
+            assert value.equal(gradient(x, y, weights)[key])
+
+
+def test_numpy_in_numpy_out():
+    x, y, weights = example()
+    arrays = {key: w.numpy() for key, w in weights.items()}
+    for ours, theirs in zip(predict(x.numpy(), arrays), predict(x, weights), strict=True):
+        assert isinstance(ours, np.ndarray) and np.array_equal(ours, theirs.numpy())
+    found = gradient(x.numpy(), y.numpy()[:, None], arrays)
+    assert all(isinstance(value, np.ndarray) for value in found.values())
+    np.testing.assert_array_equal(found["w_1"], gradient(x, y, weights)["w_1"].numpy())
+    assert isinstance(stable_logistic_loss(y.numpy(), y.numpy()), np.ndarray)
+    assert isinstance(stable_logistic_loss(y, y), torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, y, w: gradient(x, y[:4], w), "y has 4 values, X has 9"),
+        (lambda x, y, w: gradient(x, x, w), r"y must be \(B,\) or \(B, 1\), not \(9, 7\)"),
+        (lambda x, y, w: predict(x[:, :3], w), r"X \(9, 3\), w_1 \(7, 5\) and w_2 \(5, 1\)"),
+        (lambda x, y, w: predict(x, {"w_1": w["w_1"]}), "W needs the keys w_1 and w_2"),
+        (lambda x, y, w: logistic_loss(y, y[None]), r"y_hat must be \(B,\) or \(B, 1\)"),
+    ],
+)
+def test_wrong_shapes_are_named(call, message):
+    with pytest.raises(InputError, match=message):
+        call(*example())
+
+
+def test_random_permutation():
+    from torchvision import transforms
+
+    torch.manual_seed(1)
+    permute = RandomPermutation(784)
+    assert permute.num_features == 784 and permute.reindex.sort().values.equal(torch.arange(784))
+    image = torch.arange(784.0).view(1, 28, 28)
+    moved = permute(image)
+    assert moved.shape == image.shape and moved.flatten().equal(permute.reindex.float())
+    assert permute(image).equal(moved)  # fixed
+    composed = transforms.Compose([transforms.ToTensor(), permute])
+    array = np.arange(784, dtype=np.float32).reshape(28, 28)
+    assert composed(array).equal(moved)
+    with pytest.raises(InputError, match=r"784 features got an image of shape \(3, 28, 28\)"):
+        permute(torch.zeros(3, 28, 28))
