@@ -360,13 +360,12 @@ class Run:
     def _draw_first_layer(self) -> None:
         """The weights into each of the first units, as images, of the first network."""
         network, replica = self.training.network, self.training.replicas[0]
-        weight = network.params[network.first]["weight"][0].cpu()
-        images = weight.t().reshape(-1, *network.shape)[:64]
+        images = network.first_images()
         title = (
             f"{replica.label}, seed {replica.seed}, epoch {self.training.epoch}: weights into"
-            f" {len(images)} of {weight.shape[1]} units"
+            f" {len(images[:64])} of {len(images)} units"
         )
-        plots.save(plots.weight_grid(images.numpy(), title), self.folder / "first-layer.png")
+        plots.save(plots.weight_grid(images[:64].numpy(), title), self.folder / "first-layer.png")
 
 
 _BEFORE = ("number", "runs", "notes", "seconds", "samples")

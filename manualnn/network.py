@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .files import replacing
-from .layers import Conv2d, Layer, build_layers
+from .layers import ChannelsLast, Conv2d, Layer, build_layers
 from .losses import LOSSES, decide, outputs
 from .parameters import Layout
 from .workspace import Workspace, generator
@@ -67,14 +67,27 @@ class Network:
         return len(self.theta)
 
     def summary(self) -> list[dict[str, Any]]:
-        """For each layer its name, the shape of its output and its number of parameters."""
-        rows, shape = [], self.shape
+        """For each layer its name, the shape of its output, images as (C, H, W), and its number of
+        parameters."""
+        rows, shape, turned = [], self.shape, False
         for i, layer in enumerate(self.layers):
             shape, _ = layer.build(shape)
+            if isinstance(layer, ChannelsLast):  # only a view
+                turned = True
+                continue
             own = sum(slot.size for slot in self.layout.slots if slot.layer == i)
+            out = (shape[-1], *shape[:-1]) if turned and len(shape) == 3 else shape
             name = type(layer).__name__.lower()
-            rows.append({"name": name, "output_shape": list(shape), "parameters": own})
+            rows.append({"name": name, "output_shape": list(out), "parameters": own})
         return rows
+
+    def first_images(self, r: int = 0) -> Tensor:
+        """The weights of each unit of the first layer, (units, C, H, W) or (units, D)."""
+        weight = self.params[self.first]["weight"][r].cpu()
+        layer = self.layers[self.first]
+        if isinstance(layer, Conv2d):
+            return layer.to_torch(weight)
+        return weight.t().reshape(-1, *self.shape)
 
     def initialize(self, seeds: list[int], init: str = "he") -> None:
         """Draw the weights of replica r from seeds[r]; biases become 0.
@@ -172,8 +185,8 @@ def save_weights(path: Path, network: Network, meta: dict[str, Any], replica: in
     }
     tensors = network.layout.to_dict(network.theta[replica])
     for key, slot in zip(network.layout.keys(), network.layout.slots, strict=True):
-        if isinstance(layer := network.layers[slot.layer], Conv2d) and slot.name == "weight":
-            tensors[key] = layer.to_torch(tensors[key]).contiguous()
+        stored = _to_file(network.layers[slot.layer], slot.name, tensors[key])
+        tensors[key] = stored.contiguous()
     with replacing(path) as temporary:
         torch.save({**tensors, "meta": meta}, temporary)
 
@@ -207,17 +220,13 @@ def load_weights(path: Path) -> Weights:
     except Exception as error:  # a meta of any content: nothing in it was checked before
         raise InputError(f"{path}: its meta is incomplete or unusable ({error!r})") from None
     for key, slot in zip(network.layout.keys(), network.layout.slots, strict=True):
-        layer, expected = network.layers[slot.layer], slot.shape
-        convolution = isinstance(layer, Conv2d) and slot.name == "weight"
-        if isinstance(layer, Conv2d) and convolution:
-            expected = tuple(layer.to_torch(torch.empty(slot.shape)).shape)
+        layer = network.layers[slot.layer]
+        expected = tuple(_to_file(layer, slot.name, torch.empty(slot.shape)).shape)
         found = tuple(tensors[key].shape) if key in tensors else None
         if found != expected:
             raise InputError(f"{path}: {key} should have shape {expected}, found {found}")
-        tensor = tensors[key]
-        if isinstance(layer, Conv2d) and convolution:
-            tensor = layer.from_torch(tensor)
-        network.params[slot.layer][slot.name].copy_(tensor)
+        stored = _from_file(layer, slot.name, tensors[key])
+        network.params[slot.layer][slot.name].copy_(stored)
     return Weights(network, meta)
 
 
@@ -237,6 +246,15 @@ def read_tensors(path: Path, what: str) -> Any:
         ) from None
     except Exception as error:  # the unpickler raises whatever broken bytes lead it to
         raise InputError(f"{path}: not a {what}, or truncated ({type(error).__name__})") from None
+
+
+def _to_file(layer: Layer, name: str, tensor: Tensor) -> Tensor:
+    """A parameter as a weights file holds it: convolution weights in torch's order."""
+    return layer.to_torch(tensor) if isinstance(layer, Conv2d) and name == "weight" else tensor
+
+
+def _from_file(layer: Layer, name: str, tensor: Tensor) -> Tensor:
+    return layer.from_torch(tensor) if isinstance(layer, Conv2d) and name == "weight" else tensor
 
 
 def _adopt(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 import torch
+from torch.nn import functional
 
 from manualnn.errors import InputError
+from manualnn.layers import Conv2d
 from manualnn.losses import LOSSES, outputs
 from manualnn.network import Network, load_weights, save_weights
 from manualnn.workspace import Noise, Workspace, mix
@@ -72,6 +74,90 @@ def test_composed_gradients_equal_autograd(name, loss, replicas, differs):
         for key, tensor in network.layout.to_dict(row.grad[0]).items():
             differs(label, network.layout.to_dict(grad[r])[key], tensor)
         differs(label, dx[r], leaf.grad)
+
+
+CNN = [
+    ["conv2d", 3, 3, {"padding": 1}],
+    ["relu"],
+    ["max_pool2d", 2],
+    ["conv2d", 4, [2, 3], {"stride": 2, "padding": 1}],
+    ["tanh"],
+    ["linear", 5],
+    ["relu"],
+    ["linear", "classes"],
+]
+
+
+def as_torch(network, row):
+    """One network's parameters as its weights file has them, a dict for each layer of the specs."""
+    tensors = iter(network.layout.views(row))
+    named = [{k: v[0] for k, v in views.items()} for views in tensors if views]
+    for views, layer in zip(named, (x for x in network.layers if hasattr(x, "units") or
+                                    hasattr(x, "channels")), strict=True):  # fmt: skip
+        if isinstance(layer, Conv2d):
+            views["weight"] = layer.to_torch(views["weight"])
+    found = iter(named)
+    return [next(found) if spec[0] in ("conv2d", "linear") else {} for spec in network.specs]
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_convolutional_gradients_equal_autograd(replicas, differs):
+    network = random_network(CNN, (2, 9, 7), 4, replicas)
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(replicas, 6, 2, 9, 7, generator=draw, dtype=torch.float64)
+    y = torch.randint(0, 4, (replicas, 6), generator=draw)
+    grad = torch.full_like(network.theta, torch.nan)
+    workspace = Workspace(torch.float64)
+    for _ in range(2):
+        workspace.begin("test")
+        logits, caches = network.forward(x, workspace)
+        value, dlogits = LOSSES["cross_entropy"](logits, y, workspace)
+        dx = network.backward(dlogits, caches, network.layout.views(grad), workspace, need_dx=True)
+    at = CNN.index(["linear", 5])
+    specs = [*CNN[:at], ["flatten"], *CNN[at:]]
+    for r in range(replicas):
+        leaf = x[r].clone().requires_grad_()
+        row = network.theta[r : r + 1].clone().requires_grad_()
+        params = as_torch(network, row)
+        params.insert(at, {})
+        expected = oracle.loss("cross_entropy", oracle.forward(specs, params, leaf), y[r])
+        expected.backward()
+        label = f"network cnn, R = {replicas}"
+        differs(label, value[r], expected.detach())
+        for key, tensor in network.layout.to_dict(row.grad[0]).items():
+            differs(label, network.layout.to_dict(grad[r])[key], tensor)
+        differs(label, dx[r], leaf.grad)
+
+
+def test_convolutional_weights_are_torchs(tmp_path):
+    """The file alone, with torch's layers, gives the same logits; reading it gives them back."""
+    network = random_network(CNN, (2, 9, 7), 4, 2)
+    x = torch.randn(5, 2, 9, 7, dtype=torch.float64)
+    save_weights(tmp_path / "w.pkl", network, {"loss": "cross_entropy"}, replica=1)
+    content = torch.load(tmp_path / "w.pkl")
+    assert content["w1"].shape == (3, 2, 3, 3) and content["w2"].shape == (4, 3, 2, 3)
+    y = functional.conv2d(x, content["w1"], content["b1"], padding=1)
+    y = functional.max_pool2d(torch.relu(y), 2)
+    y = torch.tanh(functional.conv2d(y, content["w2"], content["b2"], stride=2, padding=1))
+    y = torch.relu(y.flatten(1) @ content["w3"] + content["b3"]) @ content["w4"] + content["b4"]
+    torch.testing.assert_close(network.logits(x)[1], y, rtol=1e-12, atol=1e-12)
+    again = load_weights(tmp_path / "w.pkl").network
+    assert again.logits(x)[0].equal(network.logits(x)[1])
+    assert network.first_images(1).shape == (3, 2, 3, 3)
+
+
+def test_parameters_of_the_exercises_networks():
+    """784-100-100-10 has 89,610, the CNN 29,066 with padding 1 and 23,946 without."""
+    mlp = [["linear", 100], ["relu"], ["linear", 100], ["relu"], ["linear", "classes"]]
+    assert Network(mlp, (1, 28, 28), 10).layout.count == 89_610
+    for padding, count in ((1, 29_066), (0, 23_946)):
+        layers = []
+        for channels in (16, 32, 64):
+            layers += [["conv2d", channels, 3, {"padding": padding}], ["relu"], ["max_pool2d", 2]]
+        network = Network([*layers, ["linear", "classes"]], (1, 28, 28), 10)
+        assert network.layout.count == count == sum(r["parameters"] for r in network.summary())
+        shapes = [row["output_shape"] for row in network.summary()]
+        assert shapes[0] == ([16, 28, 28] if padding else [16, 26, 26])
 
 
 def test_dropout_inside_a_network_equals_autograd_with_the_same_mask(differs):
