@@ -32,8 +32,10 @@ def _range(default: Any, **limits: float) -> Any:
 class Data:
     """`valid` is a count, or a fraction where it is a float; `seed` is that of the split.
 
-    `labels` are those given or their parity; `corruption` is the fraction of the training labels
-    that random classes replace, `test_labels` what the test set is measured against.
+    `source` is the file that is split, `permute_seed` fixes one random order of the pixels,
+    `augment` is as in `["hflip", "shift:2"]`. `labels` are those given or their parity;
+    `corruption` is the fraction of the training labels that random classes replace, `test_labels`
+    what the test set is measured against.
     """
 
     name: Literal["mnist", "fashion-mnist", "kmnist", "idx"] = "mnist"
@@ -44,6 +46,9 @@ class Data:
     stratify: bool = False
     seed: int = _range(0, at_least=0)
     normalize: Literal["none", "unit", "standard", "feature"] = "standard"
+    source: Literal["train", "test"] = "train"
+    permute_seed: int | None = _range(None, at_least=0)
+    augment: tuple[str, ...] | None = None
     labels: Literal["given", "parity"] = "given"
     corruption: Column = _range(0.0, at_least=0, at_most=1)
     test_labels: Literal["same", "given", "parity", "random"] = "same"
@@ -260,8 +265,16 @@ def load_config(
             put(tree, key, value, key)
             origins[key] = FLAGS.get(key, "--" + key.rpartition(".")[2])
     # A run folder's config.toml is called as its folder is.
-    name = path.absolute().parent.name if path.name == "config.toml" else path.stem
-    return parse_config(tree, name, origins, str(path))
+    stem = path.absolute().parent.name if path.name == "config.toml" else path.stem
+    if (other := (flags or {}).get("data.name")) and (own := _prefix(stem)):
+        stem = other + stem.removeprefix(own)  # kmnist-cnn on mnist is mnist-cnn
+    return parse_config(tree, stem, origins, str(path))
+
+
+def _prefix(name: str) -> str:
+    """The data set that a config's name begins with, if any."""
+    known = get_args(get_type_hints(Data)["name"])
+    return max((data for data in known if name.startswith(f"{data}-")), key=len, default="")
 
 
 def parse_config(

@@ -21,6 +21,7 @@ from .data import (
     corrupt,
     example_shape,
     load,
+    load_source,
     read_examples,
     relabel,
     split,
@@ -120,8 +121,17 @@ def evaluate_weights(
     name = data or meta.get("dataset") or "mnist"
     if data is None and data_dir is None and (path.parent / "config.toml").is_file():
         data_dir = load_config(path.parent / "config.toml").data.dir  # where its run found them
-    dataset = load(name, data_dir, parts=("test",) if split == "test" else ("train",))
     cut = meta.get("split") or {}
+    swapped = cut.get("source") == "test" and data is None
+    if swapped and split == "test":
+        raise InputError(
+            f"{path} was trained on a split of {name}'s test images, so there is no test set left;"
+            " use --split valid or train"
+        )
+    if swapped:
+        dataset = load_source("test", name, data_dir)
+    else:
+        dataset = load(name, data_dir, parts=("test",) if split == "test" else ("train",))
     asked = {key: cut[key] for key in ("labels", "test_labels", "seed", "classes") if key in cut}
     dataset = relabel(dataset, **asked)
     images, labels = _part(dataset, split, cut)
@@ -132,7 +142,8 @@ def evaluate_weights(
     names = meta.get("class_names") if name == meta.get("dataset") else dataset.class_names
     if not names or len(names) != network.classes:
         names = [str(k) for k in range(network.classes)]
-    return Evaluated(evaluation, images, list(names), path, f"{name} {split}", dataset.where)
+    called = f"{name} {split}{' (of the test images)' if swapped else ''}"
+    return Evaluated(evaluation, images, list(names), path, called, dataset.where)
 
 
 def find_weights(name: Path | str) -> Path:

@@ -18,7 +18,7 @@ import torch
 from . import config as configs
 from . import plots
 from .config import Config, Population, load_config, parse_config
-from .data import Dataset, Prepared, load, prepare, relabel
+from .data import Dataset, Prepared, load_source, prepare, relabel
 from .data.sources import check_labels
 from .errors import InputError
 from .evaluation import RUNS, choose_device, draw_evaluation, evaluate_weights
@@ -85,9 +85,7 @@ def _read(
     device: torch.device,
 ) -> Data:
     """The data set with the labels that are asked for, and its parts as tensors."""
-    dataset = load(
-        settings.name, settings.dir, optional=("test",), class_names=settings.class_names
-    )
+    dataset = load_source(settings.source, settings.name, settings.dir, settings.class_names)
     dataset = relabel(dataset, settings.labels, settings.test_labels, settings.seed)
     assert dataset.train is not None and dataset.class_names is not None
     prepared = prepare(
@@ -100,6 +98,8 @@ def _read(
         corruption=corruption,
         classes=len(dataset.class_names),
         normalize=settings.normalize,
+        permute_seed=settings.permute_seed,
+        augment=settings.augment or (),
         dtype=dtype,
         device=device,
     )
@@ -345,8 +345,11 @@ class Run:
     def _draw_curves(self) -> None:
         members = self.config.members()
         dropout = any(layer[0] == "dropout" for member in members for layer in member.model.layers)
-        name = self.dataset.name
-        title = self.config.name if name in self.config.name else f"{self.config.name} on {name}"
+        name, title = self.dataset.name, self.config.name
+        if not title.startswith(f"{name}-"):
+            title += f" on {name}"
+        if any(member.data.source == "test" for member in members):
+            title += " (a split of the test images)"
         metrics = self.metrics or {"test_accuracy": None}
         same = len({run["run"] for run in self.runs}) == 1
         if same and metrics["test_accuracy"] is not None:
@@ -369,7 +372,7 @@ class Run:
 
 
 _BEFORE = ("number", "runs", "notes", "seconds", "samples")
-_SPLIT = ("train_samples", "valid", "stratify", "seed", "labels", "test_labels")
+_SPLIT = ("source", "train_samples", "valid", "stratify", "seed", "labels", "test_labels")
 
 
 def epochs_to(records: list[Record], accuracy: float) -> int | None:

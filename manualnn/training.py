@@ -218,6 +218,10 @@ class Training:
         y = self.workspace.empty((max(len(index), len(labels)), index.shape[1]), torch.int64)
         for r, chosen in enumerate(index):
             torch.index_select(train.x, 0, chosen, out=x[r])
+        if self.data.augment:
+            x = self.data.augment.apply(
+                x, [r.seed for r in self.replicas[: len(x)]], self.step_number, self.workspace
+            )
         for own, chosen, out in zip(
             labels.expand(len(y), -1), index.expand(y.shape), y, strict=True
         ):

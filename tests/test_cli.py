@@ -439,6 +439,38 @@ def test_a_part_that_does_not_fit_stops_all_before_anything_is_written(run, part
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_split_of_the_test_images(run, small, folder):
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (folder / name).unlink()
+    sets = ["--set", "data.source=test", "--set", "data.valid=20"]
+    code, out, err = run(*small, *sets, "--out", "s")
+    assert code == 0, err
+    assert "test accuracy" not in out
+    metrics = json.loads(Path("s/metrics.json").read_text())
+    assert metrics["test_accuracy"] is None
+    code, out, _ = run("evaluate", "s", "--split", "valid", "--json")
+    assert json.loads(out)["accuracy"] == metrics["valid_accuracy"] and json.loads(out)["n"] == 20
+    code, _, err = run("evaluate", "s")
+    assert code == 2 and "no test set left; use --split valid or train" in err
+
+
+def test_a_convolutional_network_on_permuted_pixels(run, small, folder):
+    layers = [["conv2d", 3, 3, {"padding": 1}], ["relu"], ["max_pool2d", 2], ["linear", "classes"]]
+    sets = ["--set", f"model.layers={json.dumps(layers).replace(': ', ' = ')}"]
+    sets += ["--set", "data.permute_seed=4", "--set", 'data.augment=["hflip", "shift:1"]']
+    code, _, err = run(*small, *sets, "--out", "c", "--train-plot")
+    assert code == 0, err
+    metrics = json.loads(Path("c/metrics.json").read_text())
+    code, out, _ = run("evaluate", "c", "--json")
+    assert json.loads(out)["accuracy"] == metrics["test_accuracy"]
+    idx = folder / "t10k-images-idx3-ubyte"
+    code, out, _ = run("predict", "c", idx)
+    labels = torch.from_numpy(np.fromfile(folder / "t10k-labels-idx1-ubyte", np.uint8)[8:])
+    found = torch.tensor([int(line) for line in out.split()])
+    assert float((found == labels).double().mean()) == metrics["test_accuracy"]
+    assert torch.load("c/weights.pkl")["w1"].shape == (3, 1, 3, 3)
+
+
 def test_train_plot(run, small):
     code, out, err = run(*small, "--train-plot", "--out", "seen")
     assert code == 0, err

@@ -206,6 +206,14 @@ def test_a_single_run_table_is_refused(tmp_path):
         load_config(write(tmp_path, "[run]\nlabel = 'a'\n"))
 
 
+def test_another_data_set_renames_the_config(tmp_path):
+    (tmp_path / "kmnist-cnn.toml").write_text("")
+    path = tmp_path / "kmnist-cnn.toml"
+    assert load_config(path, None, {"data.name": "fashion-mnist"}).name == "fashion-mnist-cnn"
+    assert load_config(path).name == "kmnist-cnn"
+    assert load_config(write(tmp_path, ""), None, {"data.name": "kmnist"}).name == "c"
+
+
 def test_dropout_lists_belong_to_the_replicas(tmp_path):
     text = '[model]\nlayers = [["dropout", [0.1, 0.5]], ["dropout", 0.2], ["linear", "classes"]]\n'
     config = load_config(write(tmp_path, text))

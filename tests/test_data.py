@@ -10,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manualnn.data import Normalization, load, prepare, read_idx, split
+from manualnn.data import Augment, Normalization, load, load_source, prepare, read_idx, split
+from manualnn.data.prepare import permutation
 from manualnn.data.sources import DATASETS, canonical
 from manualnn.errors import InputError
 from manualnn.files import cache_folder
+from manualnn.workspace import Workspace
 
 from .conftest import write_folder, write_idx
 
@@ -287,3 +289,80 @@ def test_the_first_samples(tmp_path):
     assert data.train.x.flatten().tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(InputError, match="train_samples = 21, but there are 20"):
         prepare((images, labels), None, train_samples=21)
+
+
+def test_augmentation_specs():
+    assert Augment.parse(()) is None
+    assert Augment.parse(("hflip", "shift:2", "cutout:8")) == Augment(True, 2, 8)
+    for specs, message in (
+        (("hflp",), "unknown 'hflp'; did you mean 'hflip'"),
+        (("shift",), "'shift': write shift:N"),
+        (("shift:x",), "'shift:x': write shift:N"),
+        (("shift:0",), "'shift:0': write shift:N"),
+        (("hflip:2",), "'hflip:2': write hflip"),
+        (("hflip", "hflip"), "hflip stands there twice"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Augment.parse(specs)
+
+
+def augmented(augment, x, seeds=(0,), step=0):
+    workspace = Workspace(torch.float32)
+    workspace.begin("test")
+    return augment.apply(x, list(seeds), step, workspace).clone()
+
+
+def test_flips_and_shifts_are_what_they_say():
+    """Every result is one of the images that flipping and moving by hand gives, all of them occur,
+    and each image is changed by its own draw."""
+    image = torch.arange(1.0, 31).view(1, 1, 1, 5, 6)
+    x = image.expand(1, 400, 1, 5, 6)
+    padded = torch.nn.functional.pad(image[0], (1, 1, 1, 1), mode="replicate")[0, 0]
+    moved = [padded[i : i + 5, j : j + 6] for i in range(3) for j in range(3)]
+    expected = {tuple(m.flatten().tolist()) for p in moved for m in (p, p.flip(1))}
+    found = augmented(Augment(True, 1), x)
+    assert {tuple(m.flatten().tolist()) for m in found[0, :, 0]} == expected
+    flips = augmented(Augment(True), x)[0, :, 0]
+    share = float((flips == image[0, 0, 0].flip(1)).all(2).all(1).double().mean())
+    assert 0.4 < share < 0.6
+
+
+def test_augmentation_is_a_function_of_seed_and_step():
+    x = torch.randn(2, 8, 3, 5, 6)
+    everything = Augment(True, 2, 3)
+    whole = augmented(everything, x, (1, 2), step=4)
+    assert whole.equal(augmented(everything, x, (1, 2), step=4))
+    assert not whole.equal(augmented(everything, x, (1, 2), step=5))
+    alone = augmented(Augment(True, 2), x[1:], (2,), step=4)
+    assert augmented(Augment(True, 2), x, (1, 2), step=4)[1:].equal(alone)
+
+
+def test_cutout_blanks_a_square():
+    x = torch.randn(1, 50, 2, 7, 8)
+    found = augmented(Augment(cutout=3), x)
+    changed = found != x
+    assert changed[:, :, 0].equal(changed[:, :, 1])
+    sizes = changed[0, :, 0].flatten(1).sum(1)
+    assert int(sizes.max()) == 9 and int(sizes.min()) >= 4
+    assert (found[changed] == 0).all()
+
+
+def test_one_permutation_for_all_examples():
+    images = torch.randint(0, 256, (9, 1, 4, 5), dtype=torch.uint8)
+    labels = torch.arange(9) % 3
+    plain = prepare((images, labels), (images, labels), normalize="feature")
+    moved = prepare((images, labels), (images, labels), normalize="feature", permute_seed=3)
+    order = permutation(3, 20)
+    assert order.sort().values.equal(torch.arange(20)) and not order.equal(torch.arange(20))
+    assert moved.train.x.flatten(1).equal(plain.train.x.flatten(1)[:, order])
+    assert moved.test.x.equal(moved.train.x)
+    again = Normalization(**moved.normalization.to_meta())
+    assert again.apply(images, torch.float32).equal(moved.train.x)
+
+
+def test_the_test_images_as_source(folder):
+    given = load("idx", folder)
+    split = load_source("test", "idx", folder)
+    assert split.train.images.equal(given.test.images) and split.test is None
+    assert split.class_names == given.class_names
+    assert load_source("train", "idx", folder).train.images.equal(given.train.images)

@@ -1,13 +1,15 @@
 """Data sets as tensors: find the files, read them, split, normalise."""
 
+from .augment import Augment
 from .idx import read_idx
 from .labels import corrupt, relabel
 from .prepare import Normalization, Prepared, Samples, prepare, split
-from .sources import DATASETS, Dataset, Examples, example_shape, load
+from .sources import DATASETS, Dataset, Examples, example_shape, load, load_source
 from .table import read_examples, read_table
 
 __all__ = [
     "DATASETS",
+    "Augment",
     "Dataset",
     "Examples",
     "Normalization",
@@ -16,6 +18,7 @@ __all__ = [
     "corrupt",
     "example_shape",
     "load",
+    "load_source",
     "prepare",
     "read_examples",
     "read_idx",

@@ -4,7 +4,7 @@ Shapes: N samples, the rest of x is the shape of one example.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,18 +12,23 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..workspace import generator
+from .augment import Augment
 from .labels import corrupt
 
-SPLIT_STREAM = 0x5911
+SPLIT_STREAM, PERMUTATION_STREAM = 0x5911, 0x9E12
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """x -> (x - mean) / std on raw values: mean and std are numbers, or lists over the features."""
+    """x -> (x - mean) / std on raw values: mean and std are numbers, or lists over the features.
+
+    With `permute_seed` all values of an example are then put into one fixed random order.
+    """
 
     kind: str
     mean: float | list[float] = 0.0
     std: float | list[float] = 1.0
+    permute_seed: int | None = None
 
     @classmethod
     def fit(cls, kind: str, images: Tensor) -> "Normalization":
@@ -50,7 +55,9 @@ class Normalization:
         x = images.to(dtype, copy=True)
         for value, operation in ((self.mean, x.sub_), (self.std, x.div_)):
             operation(torch.tensor(value, dtype=dtype).expand(shape.numel()).view(shape))
-        return x
+        if self.permute_seed is None:
+            return x
+        return x.flatten(1)[:, permutation(self.permute_seed, shape.numel())].view(x.shape)
 
     def to_meta(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,6 +89,12 @@ class Prepared:
     test: Samples | None
     normalization: Normalization
     shape: tuple[int, ...]
+    augment: Augment | None = None
+
+
+def permutation(seed: int, count: int) -> Tensor:
+    """Where each of `count` values comes from: a random order that depends on `seed` alone."""
+    return torch.randperm(count, generator=generator(seed, PERMUTATION_STREAM))
 
 
 def split(
@@ -119,6 +132,8 @@ def prepare(
     corruption: Sequence[tuple[float, int]] = (),
     classes: int = 0,
     normalize: str = "standard",
+    permute_seed: int | None = None,
+    augment: tuple[str, ...] = (),
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Prepared:
@@ -136,7 +151,12 @@ def prepare(
         images, labels = images[:train_samples], labels[:train_samples]
     chosen, held_out = split(labels, valid, seed, stratify)
     used = images[chosen] if len(held_out) else images
-    normalization = Normalization.fit(normalize, used)
+    normalization = replace(Normalization.fit(normalize, used), permute_seed=permute_seed)
+    chosen_augment = Augment.parse(augment)
+    if chosen_augment and images.dim() != 4:
+        raise InputError(
+            f"data.augment needs images, not examples of shape {tuple(images.shape[1:])}"
+        )
 
     if images.is_floating_point() and not images.isfinite().all():
         worst = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
@@ -154,4 +174,5 @@ def prepare(
         samples(*test) if test else None,
         normalization,
         tuple(images.shape[1:]),
+        chosen_augment,
     )

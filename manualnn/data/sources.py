@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,23 @@ def load(
         if class_names is not None:
             check_labels(examples.labels, len(class_names), str(files[part, "labels"]))
     return Dataset(name, where, read.get("train"), read.get("test"), class_names)
+
+
+def load_source(
+    source: str,
+    name: str,
+    data_dir: Path | str | None = None,
+    class_names: tuple[str, ...] | None = None,
+    optional: tuple[str, ...] = ("test",),
+) -> Dataset:
+    """The data set to train on: its training part, or with `source` "test" its test part in the
+    place of the training part, and no test part left. Raises InputError."""
+    if source == "train":
+        return load(name, data_dir, optional=optional, class_names=class_names)
+    dataset = load(name, data_dir, ("test",), class_names=class_names)
+    assert dataset.test is not None
+    names = dataset.class_names or tuple(map(str, range(int(dataset.test.labels.max()) + 1)))
+    return replace(dataset, train=dataset.test, test=None, class_names=names)
 
 
 def example_shape(name: str, data_dir: Path | str | None = None) -> tuple[tuple[int, ...], int]:
