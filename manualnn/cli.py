@@ -193,6 +193,64 @@ def random_labels(
     print(f"{folder}: {', '.join(name for name in names if (folder / name).exists())}")
 
 
+@app.command()
+def compare(
+    config: Annotated[
+        str, typer.Argument(help="A TOML file, the name of a shipped one, or a finished run.")
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in train.epochs=5."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Networks of each run: mean and deviation over seeds.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="train.epochs.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set: mnist, fashion-mnist, kmnist or idx.")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder with the data: torchvision's layout or idx files.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; default runs/NAME.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, or the newest one.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print comparison.json.")] = False,
+) -> None:
+    """Train the runs of CONFIG and compare them: one plot, one table, what the numbers say."""
+    folder = Path(config)
+    if not (folder / "metrics.json").is_file():
+        from .config import load_config
+
+        many = None if seeds is None else list(range(seeds))
+        if many == []:
+            raise InputError(f"--seeds {seeds}: must be at least 1")
+        flags = {"train.epochs": epochs, "data.name": data, "data.dir": data_dir}
+        resolved = load_config(config, set_, flags | {"train.seeds": many})
+
+        from . import experiment
+
+        run = experiment.Run(resolved, out, device, resume)
+        _follow(run, quiet)
+        folder = run.folder
+
+    from . import compare as comparing
+    from .experiment import to_json
+
+    result = comparing.compare(folder)
+    if json_:
+        print(to_json(result), end="")
+        return
+    print("\n".join(comparing.table(result["rows"])))
+    print(f"\n{textwrap.fill(result['findings'], 100)}\n")
+    print(f"{folder}: comparison.png, comparison.csv, comparison.txt, comparison.json")
+
+
 @app.command("lr-find")
 def lr_find(
     config: Annotated[

@@ -109,8 +109,9 @@ def _dead_units(network: Network, caches: list[Any]) -> list[Finding]:
         after = keys.get(i, after)
         if not isinstance(layer, ReLU):
             continue
-        units, samples = y[0, 0].numel(), y.shape[1]
-        for r, count in enumerate((y.amax(1) == 0).flatten(1).sum(1).tolist()):
+        units, samples = y.shape[-1], y.shape[1]  # of images (R, B, H, W, C) the channels
+        active = y.flatten(1, -2).amax(1)
+        for r, count in enumerate((active == 0).sum(1).tolist()):
             if count > DEAD * units:
                 text = (
                     f"dead ReLUs after {after}: {count} of {units} units are 0 on all of"

@@ -49,10 +49,12 @@ def curves(rows: Sequence[dict[str, Any]], title: str, train_label: str = "train
 Networks = dict[tuple[Any, Any], list[dict[str, Any]]]
 
 
-def _points(network: list[dict[str, Any]], part: str, measure: str) -> list[tuple[int, float]]:
+def _points(
+    network: Sequence[dict[str, Any]], part: str, measure: str, along: str = "epoch"
+) -> list[tuple[int, float]]:
     """(epoch, value) of one network where it was measured; accuracies in %."""
     key, scale = f"{part}_{measure}", 100 if measure == "accuracy" else 1
-    return [(row["epoch"], row[key] * scale) for row in network if row[key] is not None]
+    return [(row[along], row[key] * scale) for row in network if row[key] is not None]
 
 
 def _by_part(axes: "Axes", networks: Networks, measure: str, train_label: str) -> None:
@@ -84,10 +86,15 @@ def _by_setting(axes: "Axes", networks: Networks, measure: str, train_label: str
                 axes.plot(x, y, style, color=color, linewidth=1.5, label=label, marker=marker)
     other = NAMES[part] if part == "valid" else "test"
     axes.set_title(f"solid: {other}, dotted: {train_label}", fontsize=9)
+    _cut_off_explosions(axes, measure)
+
+
+def _cut_off_explosions(axes: "Axes", measure: str) -> None:
+    """A network that explodes must not hide the others."""
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
     values = values[np.isfinite(values)]
     if measure == "loss" and len(values) and values.max() > 20 * np.median(values):
-        axes.set_ylim(0, 5 * float(np.median(values)))  # a network that explodes hides the others
+        axes.set_ylim(0, 5 * float(np.median(values)))
 
 
 def _finish(axes: "Axes", measure: str) -> None:
@@ -111,6 +118,42 @@ def _cut_off_the_first_epochs(axes: "Axes") -> None:
         low, middle, high = np.quantile(values, [0.0, 0.25, 1.0])
         if 0 < high - middle < (high - low) / 4:
             axes.set_ylim(max(low, high - 4 * (high - middle)), high + 0.15 * (high - middle))
+
+
+def comparison(
+    runs: Sequence[tuple[str, Sequence[Sequence[dict[str, Any]]]]], title: str
+) -> "Figure":
+    """Loss and accuracy of each run, its networks' rows of history.csv, against epochs and steps:
+    the mean over seeds, solid on validation, else test data, dotted in training."""
+    figure = _figure(12, 8)
+    figure.suptitle(title)
+    rows = [row for _, networks in runs for network in networks for row in network]
+    part = "valid" if any(row["valid_loss"] is not None for row in rows) else "test"
+    grid = figure.subplots(2, 2)
+    for axes, (measure, along) in zip(
+        grid.flat, [(m, x) for m in ("loss", "accuracy") for x in ("epoch", "step")], strict=True
+    ):
+        for number, (label, networks) in enumerate(runs):
+            for shown, style in (("train", ":"), (part, "-")):
+                lines = [line for n in networks if (line := _points(n, shown, measure, along))]
+                columns = list(zip(*lines, strict=False))
+                if not columns:
+                    continue
+                x = [column[0][0] for column in columns]
+                y = np.array([[value for _, value in column] for column in columns])
+                color, name = f"C{number % 10}", label if shown == part else None
+                marker = "o" if len(x) == 1 else None
+                axes.plot(x, y.mean(1), style, color=color, label=name, marker=marker)
+                if y.shape[1] > 1 and shown == part:
+                    std = y.std(1, ddof=1)
+                    low, high = y.mean(1) - std, y.mean(1) + std
+                    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        _finish(axes, measure)
+        _cut_off_explosions(axes, measure)
+        axes.set_xlabel(along if along == "epoch" else "training step")
+        name = NAMES[part] if part == "valid" else "test"
+        axes.set_title(f"{measure}, solid: {name}, dotted: train", fontsize=9)
+    return figure
 
 
 def memorisation(

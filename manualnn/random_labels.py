@@ -5,8 +5,6 @@ A training of the first N samples, in order, whose labels are drawn at random, w
 What it shows is read from the run folders, one for each N.
 """
 
-import csv
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from .errors import InputError
 from .experiment import Run, new_folder, to_json
 from .files import write_text
 from .network import load_weights
+from .results import read_run
 
 DEFAULT = "mnist-random-labels"
 # What would keep a network from memorising, and its neutral value.
@@ -238,36 +237,24 @@ def _explain_corruption(networks: Sequence[dict[str, Any]]) -> str:
 
 def _networks(path: Path) -> list[dict[str, Any]]:
     """What is known of each network of a run folder, with its `rows` of history.csv."""
-    metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-    with (path / "history.csv").open(newline="", encoding="utf-8") as file:
-        rows: list[dict[str, Any]] = [
-            {k: v if k == "run" else float(v) if v else None for k, v in row.items()}
-            for row in csv.DictReader(file)
-        ]
-    trained = [
-        (replica, population.config)
-        for population in load_config(path / "config.toml").populations()
-        for replica in population.replicas
-    ]
     meta = load_weights(path / "weights.pkl").meta
     networks = []
-    runs = metrics.get("runs", [metrics | metrics["weights"]])
-    for run, (replica, settings) in zip(runs, trained, strict=True):
-        own = [row for row in rows if (row["run"], row["seed"]) == (run["run"], run["seed"])]
-        tested = [row["test_loss"] for row in own if row["test_loss"] is not None]
-        fitted = (int(row["epoch"]) for row in own if row["train_accuracy"] == 1)
+    for trained in read_run(path):
+        figures, rows = trained.figures, trained.rows
+        tested = [row["test_loss"] for row in rows if row["test_loss"] is not None]
+        fitted = (int(row["epoch"]) for row in rows if row["train_accuracy"] == 1)
         networks.append(
             {
-                **{key: run[key] for key in ("run", "seed", "epochs")},
-                **{f"train_{m}": run[f"train_{m}"] for m in ("loss", "accuracy")},
-                **{f"test_{m}": run[f"test_{m}"] for m in ("loss", "accuracy")},
-                "samples": settings.data.train_samples,
-                "corruption": replica.corruption,
+                **{key: figures[key] for key in ("run", "seed", "epochs")},
+                **{f"train_{m}": figures[f"train_{m}"] for m in ("loss", "accuracy")},
+                **{f"test_{m}": figures[f"test_{m}"] for m in ("loss", "accuracy")},
+                "samples": trained.config.data.train_samples,
+                "corruption": trained.replica.corruption,
                 "label_classes": meta["split"]["classes"],
                 "output_classes": meta["classes"],
                 "mean_test_loss": statistics.fmean(tested) if tested else None,
                 "epochs_to_fit": next(fitted, None),
-                "rows": own,
+                "rows": rows,
             }
         )
     return networks

@@ -18,7 +18,8 @@ KINDS = ("hflip", "shift", "cutout")
 @dataclass(frozen=True)
 class Augment:
     """Mirror left and right with probability 1/2; move by up to `shift` pixels each way, repeating
-    the edge; blank a square of `cutout` pixels (DeVries and Taylor 2017) with 0, the mean of standardised data.
+    the edge; set a square of `cutout` pixels (DeVries and Taylor 2017) to 0, the mean of
+    standardised data.
 
     What is drawn depends on the replica's seed, the step and the sample's place in the batch alone.
     """

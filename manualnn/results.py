@@ -1,0 +1,47 @@
+"""Finished run folders, read back: what plots and reports are made of."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import Config, Replica, load_config
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One network of a run: its figures in metrics.json, rows of history.csv, and settings."""
+
+    figures: dict[str, Any]
+    rows: list[dict[str, Any]]
+    replica: Replica
+    config: Config
+
+
+def read_run(folder: Path) -> list[Trained]:
+    """The networks of a finished run, in their order. Numbers of history.csv are floats, or None
+    where not measured. Raises InputError when the folder holds no finished run."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
+            rows: list[dict[str, Any]] = [
+                {k: v if k == "run" else float(v) if v else None for k, v in row.items()}
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: holds no finished run: {error}") from None
+    settings = [
+        (replica, population.config)
+        for population in load_config(folder / "config.toml").populations()
+        for replica in population.replicas
+    ]
+    networks = []
+    for figures, (replica, config) in zip(
+        metrics.get("runs", [metrics | metrics["weights"]]), settings, strict=True
+    ):
+        key = (figures["run"], figures["seed"])
+        own = [row for row in rows if (row["run"], row["seed"]) == key]
+        networks.append(Trained(figures, own, replica, config))
+    return networks
