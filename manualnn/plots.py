@@ -144,10 +144,13 @@ def comparison(
                 color, name = f"C{number % 10}", label if shown == part else None
                 marker = "o" if len(x) == 1 else None
                 axes.plot(x, y.mean(1), style, color=color, label=name, marker=marker)
-                if y.shape[1] > 1 and shown == part:
-                    std = y.std(1, ddof=1)
-                    low, high = y.mean(1) - std, y.mean(1) + std
-                    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+                if y.shape[1] < 2 or shown != part:
+                    continue
+                mean, std = y.mean(1), y.std(1, ddof=1)
+                if (std <= mean).all():  # the band of a run that explodes would cover the rest
+                    axes.fill_between(
+                        x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0
+                    )
         _finish(axes, measure)
         _cut_off_explosions(axes, measure)
         axes.set_xlabel(along if along == "epoch" else "training step")
