@@ -221,6 +221,9 @@ class Config:
             before = groups[key].replicas if key in groups else ()
             first = groups[key].config if key in groups else member
             groups[key] = Population(first, (*before, *member.replicas()))
+        names = [(r.label, r.seed) for group in groups.values() for r in group.replicas]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"{self.name}: two networks are called {twice[0][0]!r}")
         return list(groups.values())
 
     def to_dict(self) -> dict[str, Any]:

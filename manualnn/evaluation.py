@@ -119,8 +119,8 @@ def evaluate_weights(
     path = find_weights(weights or "mnist-mlp")
     network, meta = _load(path, choose_device(device))
     name = data or meta.get("dataset") or "mnist"
-    if data is None and data_dir is None and (path.parent / "config.toml").is_file():
-        data_dir = load_config(path.parent / "config.toml").data.dir  # where its run found them
+    if data is None and data_dir is None:
+        data_dir = _own_data_dir(path, meta)
     cut = meta.get("split") or {}
     swapped = cut.get("source") == "test" and data is None
     if swapped and split == "test":
@@ -230,6 +230,16 @@ def prediction_lines(classes: Tensor, p: Tensor | None = None) -> list[str]:
         return [str(k) for k in classes.tolist()]
     rows = zip(classes.tolist(), p.float().numpy(), strict=True)
     return [",".join([str(k), *map(str, row)]) for k, row in rows]
+
+
+def _own_data_dir(path: Path, meta: dict[str, Any]) -> str | None:
+    """`data.dir` of the run that made a weights file, where it still lies in the run's folder."""
+    for folder in (path.parent, path.parent.parent):
+        if (folder / "config.toml").is_file():
+            populations = load_config(folder / "config.toml").populations()
+            own = [p for p in populations if any(r.label == meta.get("run") for r in p.replicas)]
+            return (own or populations)[0].config.data.dir
+    return None
 
 
 def _load(path: Path, device: torch.device) -> tuple[Network, dict[str, Any]]:

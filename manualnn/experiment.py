@@ -147,7 +147,9 @@ class Run:
                 return
         self.device = choose_device(device)
         self.populations = config.populations()
-        self.several = sum(len(population.replicas) for population in self.populations) > 1
+        networks = [(r.label, r.seed) for p in self.populations for r in p.replicas]
+        self.several = len(networks) > 1
+        self.files = _file_names(networks)
         self._data: dict[str, Data] = {}
         # Of the populations before the current one, and what a checkpoint holds besides its state:
         self.number = 0
@@ -273,7 +275,7 @@ class Run:
             if target:
                 row["epochs_to_target"] = epochs_to(records, target)
             self.runs.append(row)
-            path = self._weights_path(row) if self.several else self.folder / "weights.pkl"
+            path = self._weights_path(row)
             layers = population.layers(replica)
             save_weights(path, network, {"layers": layers, **self._meta(population, r)}, r)
         self.finished += training.records
@@ -282,8 +284,9 @@ class Run:
         self.number += 1
 
     def _weights_path(self, row: dict[str, Any]) -> Path:
-        name = re.sub(r"[^\w.,=+-]", "_", f"{row['run']}-{row['seed']}".replace(" ", ""))
-        return self.folder / "weights" / f"{name}.pkl"
+        if not self.several:
+            return self.folder / "weights.pkl"
+        return self.folder / "weights" / f"{self.files[row['run'], row['seed']]}.pkl"
 
     def _meta(self, population: Population, r: int) -> dict[str, Any]:
         """What evaluate and predict need to know about the weights of replica r."""
@@ -316,8 +319,8 @@ class Run:
         self._draw_curves()
         if self.train_plot:
             self._draw_first_layer()
-        data = self.training.data
-        part = "test" if data.test else "valid" if data.valid else "train"
+        measured = [p for p in ("test", "valid") if self.runs[best][f"{p}_accuracy"] is not None]
+        part = [*measured, "train"][0]
         evaluated = evaluate_weights(self.folder, split=part, device=str(self.device))
         title = f"{self.runs[best]['run']}, {evaluated.data} set"
         draw_evaluation(
@@ -373,6 +376,17 @@ class Run:
 
 _BEFORE = ("number", "runs", "notes", "seconds", "samples")
 _SPLIT = ("source", "train_samples", "valid", "stratify", "seed", "labels", "test_labels")
+
+
+def _file_names(networks: list[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    """A file name for each (label, seed), different ones also where letters are left out."""
+    names: dict[tuple[str, int], str] = {}
+    for label, seed in networks:
+        name = re.sub(r"[^\w.,=+-]", "_", label.replace(" ", "")).lower() + f"-{seed}"
+        while name in names.values():
+            name += "_"
+        names[label, seed] = name
+    return names
 
 
 def epochs_to(records: list[Record], accuracy: float) -> int | None:

@@ -205,6 +205,11 @@ def _explain_coins(result: dict[str, Any]) -> str:
         )
     if test is None or train is None:
         return why
+    if train > result["guess_loss"] / 4:
+        return (
+            f"{why} The labels are not memorised yet: after {result['epochs']} epochs the training"
+            f" loss is {train:.4f}. More epochs, or a larger learning rate, do that."
+        )
     return (
         f"{why} The more confident the network has become by memorising, the larger its logits are"
         " on test images too, and a wrong answer costs about the gap between the logits: the test"
