@@ -191,6 +191,8 @@ def random_labels(
     _print_memorised(result)
     names = ("random-labels.png", "epochs-to-fit.png", "random-labels.json", "weights.pkl")
     print(f"{folder}: {', '.join(name for name in names if (folder / name).exists())}")
+    if len(runs) == 1 and runs[0].metrics is not None:
+        _require(runs[0].metrics, None)
 
 
 @app.command()

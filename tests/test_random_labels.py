@@ -137,6 +137,14 @@ def test_it_memorises_coin_flips(memorise, tmp_path):
     assert train.targets.bincount().tolist() != [20, 20]  # drawn, not balanced
 
 
+def test_what_is_not_memorised_is_not_explained_as_such(memorise):
+    _, out, _ = memorise("--samples", 40, "--epochs", 1, "--out", "short")
+    assert "The labels are not memorised yet: after 1 epochs" in out.replace("\n", " ")
+    rate = ("--set", "train.optimizer.learning_rate=1e30", "--out", "wild")
+    code, out, err = memorise("--samples", 40, *rate)
+    assert code == 1 and "error: diverged in epoch" in err and "memorising" not in out
+
+
 def test_ten_outputs_and_other_test_labels(memorise):
     code, out, err = memorise("--outputs", 6, "--samples", 32, "--json", "--out", "wide")
     assert code == 0, err
