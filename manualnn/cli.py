@@ -154,6 +154,9 @@ def random_labels(
         Path | None, typer.Option(help="The run's folder; default runs/NAME.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, or the newest one.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print random-labels.json.")] = False,
 ) -> None:
@@ -176,13 +179,12 @@ def random_labels(
     chosen, off = memorise.configure(
         resolved, fractions, labels or 0, outputs or 0, test_labels or "", seeds or 0
     )
-    folder, runs = memorise.runs(chosen, counts, out, device, labels or 0)
+    folder, runs = memorise.runs(chosen, counts, out, device, labels or 0, resume)
     if not quiet:
         what = ", ".join(off) or "none was on"
         print(f"regularisation and augmentation are off ({what})", file=sys.stderr)
-    for run in runs:
-        _follow(run, quiet)
-    result = memorise.summarise(folder, [run.folder for run in runs])
+    followed = [(run.folder, _follow(run, quiet)) for run in runs]
+    result = memorise.summarise(folder, [path for path, _ in followed])
     if json_:
         from .experiment import to_json
 
@@ -191,8 +193,8 @@ def random_labels(
     _print_memorised(result)
     names = ("random-labels.png", "epochs-to-fit.png", "random-labels.json", "weights.pkl")
     print(f"{folder}: {', '.join(name for name in names if (folder / name).exists())}")
-    if len(runs) == 1 and runs[0].metrics is not None:
-        _require(runs[0].metrics, None)
+    if len(followed) == 1:
+        _require(followed[0][1], None)
 
 
 @app.command()
@@ -350,8 +352,7 @@ def _print_memorised(result: dict[str, Any]) -> None:
             f" {_percent(result['test_accuracy'])}, mean over the epochs"
             f" {_loss(result['mean_test_loss'])}"
         )
-        guess = f"ln {result['test_classes']}"
-        print(f"{guess:<15}{result['guess_loss']:.4f}   what a uniform guess has")
+        print(f"{result['guess']:<15}{result['guess_loss']:.4f}   what a uniform guess has")
     print(f"\n{textwrap.fill(result['explanation'], 100)}\n")
 
 

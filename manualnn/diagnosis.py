@@ -21,6 +21,7 @@ EXPLODING = 50.0  # norm of a layer's gradient over its weights', or of these ov
 VANISHING = 1e-3  # gradient per weight, a layer's over the strongest one's
 DEAD = 0.5  # share of a layer's units
 STUCK = 0.01  # relative distance of the loss from that of a guess
+FALLING = 0.002  # relative fall from one look to the next
 
 Finding = tuple[int, str, str]  # replica, what ails it and where, the line
 
@@ -56,21 +57,25 @@ def constant(x: Tensor) -> bool:
     return len(x) > 1 and bool((x[:SAMPLES] == x[:1]).all()) and bool((x == x[:1]).all())
 
 
-def guess_loss(loss: str, classes: int) -> tuple[float, str]:
-    """The loss of giving every class the same probability, and how to write it."""
+def guess_loss(loss: str, classes: int, outputs: int = 0) -> tuple[float, str]:
+    """The least expected loss of a guess that looks at no input, where each of `classes` is equally
+    likely: that of giving each the same probability, and none to other `outputs`. And its name."""
     if loss in ("squared_error", "softmax_squared_error"):
-        return (1 - 1 / classes) / classes, f"(1 - 1/{classes})/{classes}"
-    return math.log(classes), f"ln({classes})"
+        outputs = max(classes, outputs)
+        return (1 - 1 / classes) / outputs, f"(1 - 1/{classes})/{outputs}"
+    return math.log(classes), f"ln {classes}"
 
 
-def stuck(loss: float, name: str, classes: int) -> str | None:
-    """The line, where the mean loss of an epoch is that of a guess."""
-    value, written = guess_loss(name, classes)
-    if not abs(loss - value) < STUCK * value:
+def stuck(losses: tuple[float, float], guess: tuple[float, str], corrupted: bool) -> str | None:
+    """The line, where the mean losses of two looks are both that of a guess and do not fall."""
+    (before, now), (value, written) = losses, guess
+    near = all(abs(loss - value) < STUCK * value for loss in losses)
+    if not near or before - now > FALLING * value:
         return None
+    remedy = "" if corrupted else ", and check that the labels belong to the inputs"
     return (
         f"the loss stays at {written} = {value:.4f}, as of a guess: change"
-        " train.optimizer.learning_rate, and check that the labels belong to the inputs"
+        f" train.optimizer.learning_rate{remedy}"
     )
 
 

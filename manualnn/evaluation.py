@@ -212,8 +212,8 @@ def summarise(name: Path | str, data_dir: Path | str | None = None) -> dict[str,
         population = load_config(path).populations()[0]
         data = population.config.data
         shape, classes = example_shape(data.name, data_dir or data.dir)
-        classes = 2 if data.labels == "parity" else classes
-        network = Network(population.layers(), shape, len(data.class_names or ()) or classes)
+        classes = 2 if data.labels == "parity" else len(data.class_names or ()) or classes
+        network = Network(population.layers(), shape, classes)
     return {
         "source": str(path),
         "input_shape": list(network.shape),

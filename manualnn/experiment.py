@@ -269,6 +269,10 @@ class Run:
                 "epochs": records[-1].epoch,
                 "kept_epoch": training.best_epoch[r],
                 "parameters": network.layout.count,
+                "train_samples": len(data.train),
+                "classes": len(self.dataset.class_names or ()),
+                "test_classes": int(data.test.y.max()) + 1 if data.test else None,
+                "outputs": network.outputs,
                 "ended": training.ended[r] or None,
                 "diverged": training.diverged[r],
             }
@@ -315,7 +319,7 @@ class Run:
         if self.several:
             with replacing(self.folder / "weights.pkl") as temporary:
                 temporary.write_bytes(self._weights_path(self.runs[best]).read_bytes())
-        self.metrics = _summary(self.runs, best) | self._circumstances(best)
+        self.metrics = _summary(self.runs, best) | self._circumstances()
         self._draw_curves()
         if self.train_plot:
             self._draw_first_layer()
@@ -328,10 +332,9 @@ class Run:
         )
         write_text(self.folder / "metrics.json", to_json(self.metrics))
 
-    def _circumstances(self, best: int) -> dict[str, Any]:
+    def _circumstances(self) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
         return {
-            "parameters": self.runs[best]["parameters"],
             "seconds": self.seconds,
             "samples_per_second": self.samples / self.seconds if self.seconds else None,
             "diagnoses": self.notes,
@@ -374,6 +377,7 @@ class Run:
         plots.save(plots.weight_grid(images[:64].numpy(), title), self.folder / "first-layer.png")
 
 
+_SHARED = ("parameters", "train_samples", "classes", "test_classes", "outputs")
 _BEFORE = ("number", "runs", "notes", "seconds", "samples")
 _SPLIT = ("source", "train_samples", "valid", "stratify", "seed", "labels", "test_labels")
 
@@ -382,7 +386,8 @@ def _file_names(networks: list[tuple[str, int]]) -> dict[tuple[str, int], str]:
     """A file name for each (label, seed), different ones also where letters are left out."""
     names: dict[tuple[str, int], str] = {}
     for label, seed in networks:
-        name = re.sub(r"[^\w.,=+-]", "_", label.replace(" ", "")).lower() + f"-{seed}"
+        plain = re.sub(r"[^\w.,=+-]", "_", label.replace(" ", "")).lower()
+        name = f"{plain.encode()[:100].decode(errors='ignore')}-{seed}"  # names end at 255 bytes
         while name in names.values():
             name += "_"
         names[label, seed] = name
@@ -461,6 +466,7 @@ def _summary(runs: list[dict[str, Any]], best: int) -> dict[str, Any]:
     summary |= {"epochs": max(run["epochs"] for run in runs), "seed": runs[0]["seed"]}
     summary |= {"n": len(counted), "diverged": sum(run["diverged"] for run in runs)}
     summary["weights"] = {key: runs[best][key] for key in ("run", "seed")}
+    summary |= {key: runs[best][key] for key in _SHARED}
     summary["ended"] = runs[0]["ended"] if len(runs) == 1 else None
     if len(runs) > 1:
         summary["seed"] = [run["seed"] for run in runs]

@@ -46,6 +46,11 @@ def curves(rows: Sequence[dict[str, Any]], title: str, train_label: str = "train
     return figure
 
 
+def _short(label: str) -> str:
+    """A label that leaves a legend room."""
+    return label if len(label) <= 48 else f"{label[:45]}..."
+
+
 Networks = dict[tuple[Any, Any], list[dict[str, Any]]]
 
 
@@ -81,7 +86,8 @@ def _by_setting(axes: "Axes", networks: Networks, measure: str, train_label: str
         for shown, style in (("train", ":"), (part, "-")):
             if line := _points(network, shown, measure):
                 x, y = zip(*line, strict=True)
-                label = (f"{run}, seed {seed}" if seeds else run) if shown == part else None
+                name = _short(run)
+                label = (f"{name}, seed {seed}" if seeds else name) if shown == part else None
                 marker = "o" if len(line) == 1 else None
                 axes.plot(x, y, style, color=color, linewidth=1.5, label=label, marker=marker)
     other = NAMES[part] if part == "valid" else "test"
@@ -141,7 +147,7 @@ def comparison(
                     continue
                 x = [column[0][0] for column in columns]
                 y = np.array([[value for _, value in column] for column in columns])
-                color, name = f"C{number % 10}", label if shown == part else None
+                color, name = f"C{number % 10}", _short(label) if shown == part else None
                 marker = "o" if len(x) == 1 else None
                 axes.plot(x, y.mean(1), style, color=color, label=name, marker=marker)
                 if y.shape[1] < 2 or shown != part:
@@ -160,7 +166,7 @@ def comparison(
 
 
 def memorisation(
-    networks: Sequence[dict[str, Any]], title: str, guess: tuple[str, float]
+    networks: Sequence[dict[str, Any]], title: str, guess: tuple[str, float] | None
 ) -> "Figure":
     """Loss on the memorised samples and on the test set against epochs, linear and logarithmic.
 
@@ -184,12 +190,13 @@ def memorisation(
                 values = np.array([[v for _, v in line[: len(epochs)]] for line in points])
                 mean, std = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0
                 what = f"{part}{', mean and std of ' + str(len(group)) if len(group) > 1 else ''}"
-                label = what if len(groups) == 1 else name if part == "test" else None
+                label = what if len(groups) == 1 else _short(name) if part == "test" else None
                 axes.plot(epochs, mean, style, color=color, label=label)
                 if len(values) > 1:
                     low = np.maximum(mean - std, mean / 10)  # a log axis has no room below 0
                     axes.fill_between(epochs, low, mean + std, color=color, alpha=0.2, linewidth=0)
-        axes.axhline(guess[1], color="black", linewidth=0.8, linestyle=":", label=guess[0])
+        if guess:
+            axes.axhline(guess[1], color="black", linewidth=0.8, linestyle=":", label=guess[0])
         axes.set_yscale(scale)
         if long:
             axes.set_xscale("log")

@@ -7,17 +7,18 @@ What it shows is read from the run folders, one for each N.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import plots
 from .config import Config, load_config, parse_config, put
 from .data import load
+from .diagnosis import guess_loss as guess_of
 from .errors import InputError
-from .experiment import Run, new_folder, to_json
+from .evaluation import choose_device
+from .experiment import Run, build, new_folder, to_json
 from .files import write_text
-from .network import load_weights
 from .results import read_run
 
 DEFAULT = "mnist-random-labels"
@@ -31,6 +32,7 @@ REGULARISATION = {
 }
 
 
+TARGETS = {"random": "coin flips", "parity": "parity", "given": "true labels"}
 MEASURES = (
     *("train_loss", "train_accuracy", "test_loss", "test_accuracy", "mean_test_loss"),
     "epochs_to_fit",
@@ -61,16 +63,20 @@ def configure(
         changes |= {"train.batch_size": 128, "train.shuffle": False, "data.test_labels": "random"}
     if labels:
         changes["data.labels"] = "parity" if labels == 2 else "given"
-    if corruption or seeds:
-        fractions = list(corruption) or [1.0]
-        count = seeds or (3 if len(fractions) > 1 else 1)
-        first = config.train.seed
-        changes["data.corruption"] = [p for p in fractions for _ in range(count)]
-        changes["train.seeds"] = list(range(first, first + count)) * len(fractions)
-        if any(p < 1 for p in fractions):
-            changes["data.test_labels"] = "same"
-        if len(fractions) * count > 1 and config.train.evaluate_every == 1:
-            changes["train.evaluate_every"] = max(1, config.train.epochs // 25)
+    fractions = list(corruption)
+    if seeds and not fractions and isinstance(config.data.corruption, tuple):
+        fractions = list(dict.fromkeys(config.data.corruption))
+    count = seeds or (3 if len(fractions) > 1 else 1)
+    chosen = list(range(config.train.seed, config.train.seed + count))
+    if fractions:
+        changes["data.corruption"] = [p for p in fractions for _ in chosen]
+        changes["train.seeds"] = chosen * len(fractions)
+        changes["data.test_labels"] = "same" if any(p < 1 for p in fractions) else "random"
+    elif seeds:
+        changes["train.seeds"] = chosen
+    many = len(fractions) * count > 1 and not config.runs
+    if many and config.train.evaluate_every == 1:
+        changes["train.evaluate_every"] = max(1, config.train.epochs // 25)
     if test_labels:
         kinds = {"random": "random", "true": "given", "parity": "parity"}
         if test_labels not in kinds:
@@ -80,8 +86,10 @@ def configure(
         put(tree, key, value, key)
     if outputs:
         for table in (tree, *tree.get("run", [])):
-            if "layers" in table.get("model", {}):
-                table["model"]["layers"][-1] = ["linear", outputs]
+            layers = table.get("model", {}).get("layers", [])
+            linear = [i for i, layer in enumerate(layers) if layer[0] == "linear"]
+            if linear:
+                layers[linear[-1]] = ["linear", outputs]
     name = config.name if "random-labels" in config.name else f"{config.name}-random-labels"
     return parse_config(tree, name), off
 
@@ -101,11 +109,11 @@ def _strip(tree: dict[str, Any], config: Config) -> list[str]:
         if values:
             off.append(f"{key.rpartition('.')[2]} {', '.join(map(str, values))}")
             put(tree, key, neutral, key)
-    if any(member["train"].get("class_weights") for member in trees):
-        off.append("class_weights")
-        tree["train"].pop("class_weights", None)
-        for table in tree.get("run", []):
-            table.get("train", {}).pop("class_weights", None)
+    for part, key in (("train", "class_weights"), ("data", "augment")):  # whose neutral is none
+        if any(member[part].get(key) for member in trees):
+            off.append(key)
+        for table in (tree, *tree.get("run", [])):
+            table.get(part, {}).pop(key, None)
     for table in (tree, *tree.get("run", [])):
         layers = table.get("model", {}).get("layers", [])
         kept = [layer for layer in layers if layer[0] != "dropout"]
@@ -121,28 +129,31 @@ def runs(
     out: Path | None = None,
     device: str = "auto",
     labels: int = 0,
-) -> tuple[Path, list[Run]]:
+    resume: bool = False,
+) -> tuple[Path, Iterator[Run]]:
     """The folder of the experiment, and a Run for each number of samples, in folders below it.
 
     Without `samples`, or with one number, the folder is that of the only run. `labels`, if given,
-    must be 2 or how many classes the data set has. Raises InputError.
+    must be 2 or how many classes the data set has. Raises InputError, for all before the first.
     """
     settings = config.members()[0].data
     if labels > 2:
         dataset = load(settings.name, settings.dir, ("train",), class_names=settings.class_names)
-        if dataset.class_names and len(dataset.class_names) != labels:
-            raise InputError(
-                f"--labels {labels}: use 2, or {len(dataset.class_names)}, the classes of"
-                f" {settings.name}"
-            )
-    folder = out or new_folder(config.name)
+        classes = len(dataset.class_names or ())
+        if classes != labels:
+            own = f"2, or {classes}" if classes > 2 else "2"
+            raise InputError(f"--labels {labels}: use {own}, the classes of {settings.name}")
+    folder = out or new_folder(config.name, resume)
     if len(samples) <= 1:
-        configs = {folder: _with_samples(config, samples[0]) if samples else config}
-    else:
-        if (folder / "config.toml").exists():
-            raise InputError(f"{folder} already holds a run; give another --out")
-        configs = {folder / f"samples-{n}": _with_samples(config, n) for n in samples}
-    return folder, [Run(c, path, device) for path, c in configs.items()]
+        only = _with_samples(config, samples[0]) if samples else config
+        return folder, iter([Run(only, folder, device, resume)])
+    if (folder / "config.toml").exists():
+        raise InputError(f"{folder} already holds a run; give another --out")
+    for population in _with_samples(config, max(samples)).populations():
+        build(population, choose_device(device))  # what does not fit shall not be found at the end
+    return folder, (
+        Run(_with_samples(config, n), folder / f"samples-{n}", device, resume) for n in samples
+    )
 
 
 def _with_samples(config: Config, count: int) -> Config:
@@ -155,30 +166,30 @@ def summarise(folder: Path, folders: Sequence[Path]) -> dict[str, Any]:
     """Draw `random-labels.png` (and, of several settings, `epochs-to-fit.png`) into `folder`, and
     write and return what `random-labels.json` holds, from finished run folders."""
     networks = [network for path in folders for network in _networks(path)]
-    data = load_config(folders[0] / "config.toml").members()[0].data
-    kind = data.labels if data.test_labels == "same" else data.test_labels
-    classes = networks[0]["output_classes" if kind == "given" else "label_classes"]
-
+    data = load_config(folders[0] / "config.toml").data.name
     result: dict[str, Any] = {key: _mean(networks, key) for key in MEASURES}
     result |= {"epochs": max(network["epochs"] for network in networks)}
-    result |= {"label_classes": networks[0]["label_classes"], "test_labels": kind}
-    result |= {"test_classes": classes, "guess_loss": math.log(classes)}
+    # What all networks have in common; None where they differ.
+    for key in ("label_classes", "test_labels", "guess", "guess_loss"):
+        values = {network[key] for network in networks}
+        result[key] = values.pop() if len(values) == 1 else None
     if len(networks) > 1:
         result["runs"] = [{k: v for k, v in n.items() if k != "rows"} for n in networks]
     if all(network["corruption"] == 1 for network in networks):
-        result["explanation"] = _explain_coins(result)
+        result["explanation"] = _explain_coins(networks)
     else:
         result["explanation"] = _explain_corruption(networks)
-    target = {"random": "coin flips", "parity": "parity", "given": "true labels"}[kind]
     counts = "/".join(dict.fromkeys(str(network["samples"]) for network in networks))
-    title = (
-        f"{data.name}: {counts} samples with random labels of {result['label_classes']} classes,"
-        f" tested on {target}"
-    )
-    guess = (f"ln {classes} = {result['guess_loss']:.4f}", result["guess_loss"])
+    title = f"{data}: {counts} samples with random labels"
+    if result["label_classes"]:
+        title += f" of {result['label_classes']} classes"
+    if result["test_labels"]:
+        title += f", tested on {TARGETS[result['test_labels']]}"
+    value = result["guess_loss"]
+    guess = None if value is None else (f"{result['guess']} = {value:.4f}", value)
     plots.save(plots.memorisation(networks, title, guess), folder / "random-labels.png")
     if len({(network["samples"], network["corruption"]) for network in networks}) > 1:
-        plots.save(plots.fit_times(networks, data.name), folder / "epochs-to-fit.png")
+        plots.save(plots.fit_times(networks, data), folder / "epochs-to-fit.png")
     write_text(folder / "random-labels.json", to_json(result))
     return result | {"out": str(folder)}
 
@@ -188,15 +199,28 @@ def _mean(networks: Sequence[dict[str, Any]], key: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _explain_coins(result: dict[str, Any]) -> str:
-    """Why the losses are what they are where all labels were drawn at random."""
-    k, test, train = result["test_classes"], result["test_loss"], result["train_loss"]
-    bound = f"ln {k} = {result['guess_loss']:.4f}"
-    if result["test_labels"] == "random":
+def _explain_coins(networks: Sequence[dict[str, Any]]) -> str:
+    """Why the losses are what they are where all labels were drawn at random; of several settings
+    of the one with the lowest training loss."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for network in networks:
+        groups.setdefault((network["samples"], network["run"]), []).append(network)
+
+    def lowest(key: tuple[int, str]) -> float:
+        loss = _mean(groups[key], "train_loss")
+        return math.inf if loss is None else loss
+
+    chosen = min(groups, key=lowest)
+    group = groups[chosen]
+    test, train = _mean(group, "test_loss"), _mean(group, "train_loss")
+    k = group[0]["test_classes"]
+    bound = f"{group[0]['guess']} = {group[0]['guess_loss']:.4f}"
+    name = f" of {chosen[1]} on {chosen[0]} samples" if len(groups) > 1 else ""
+    if group[0]["test_labels"] == "random":
         why = (
-            f"The test labels are drawn at random, so no prediction p can expect less than {bound}"
-            f" on them: the mean of -ln p over {k} equally likely labels is smallest where each"
-            f" has p = 1/{k}."
+            f"The test labels are drawn at random, so no prediction can expect less than {bound} on"
+            f" them: the mean loss over {k} equally likely labels is smallest where each has the"
+            f" probability 1/{k}."
         )
     else:
         why = (
@@ -205,17 +229,17 @@ def _explain_coins(result: dict[str, Any]) -> str:
         )
     if test is None or train is None:
         return why
-    if train > result["guess_loss"] / 4:
+    if _mean(group, "train_accuracy") != 1:
         return (
-            f"{why} The labels are not memorised yet: after {result['epochs']} epochs the training"
-            f" loss is {train:.4f}. More epochs, or a larger learning rate, do that."
+            f"{why} The labels are not memorised yet: after {group[0]['epochs']} epochs the"
+            f" training loss{name} is {train:.4f}. More epochs, or a larger learning rate, do that."
         )
     return (
         f"{why} The more confident the network has become by memorising, the larger its logits are"
-        " on test images too, and a wrong answer costs about the gap between the logits: the test"
-        " loss grows although the accuracy stays that of chance. The difference to the training"
-        f" loss, {test - train:.2f}, is pure memorisation: there was nothing to learn that could"
-        " carry over."
+        " on test images too, and the more a wrong answer costs: the test loss grows although the"
+        f" accuracy stays that of chance. The difference to the training loss{name},"
+        f" {test - train:.2f}, is pure memorisation: there was nothing to learn that could carry"
+        " over."
     )
 
 
@@ -225,38 +249,48 @@ def _explain_corruption(networks: Sequence[dict[str, Any]]) -> str:
         "Labels that were kept follow the images, so what a network learns of them holds on test"
         " data; a label that was replaced can only be memorised."
     )
+    most = max(network["samples"] for network in networks)
+    networks = [network for network in networks if network["samples"] == most]
     fractions = sorted({network["corruption"] for network in networks})
     ends = [[n for n in networks if n["corruption"] == p] for p in (fractions[0], fractions[-1])]
     for key, what, scale, unit in (
         ("epochs_to_fit", "epochs until all samples are fitted", 1, ""),
         ("test_accuracy", "test accuracy", 100, " %"),
     ):
-        low, high = (_mean(end, key) for end in ends)
+        low, high = (None if any(n[key] is None for n in end) else _mean(end, key) for end in ends)
         if len(fractions) > 1 and low is not None and high is not None:
             text += (
-                f" From corruption {fractions[0]:g} to {fractions[-1]:g} the mean {what} goes from"
-                f" {low * scale:.1f}{unit} to {high * scale:.1f}{unit}."
+                f" With {most} samples, from corruption {fractions[0]:g} to {fractions[-1]:g}, the"
+                f" mean {what} goes from {low * scale:.1f}{unit} to {high * scale:.1f}{unit}."
             )
     return text
 
 
 def _networks(path: Path) -> list[dict[str, Any]]:
-    """What is known of each network of a run folder, with its `rows` of history.csv."""
-    meta = load_weights(path / "weights.pkl").meta
+    """What is known of each network of a run folder, with its `rows` of history.csv.
+
+    `epochs_to_fit` is the first epoch whose accuracy, averaged over its batches as trained, is 1.
+    """
     networks = []
     for trained in read_run(path):
-        figures, rows = trained.figures, trained.rows
-        tested = [row["test_loss"] for row in rows if row["test_loss"] is not None]
-        fitted = (int(row["epoch"]) for row in rows if row["train_accuracy"] == 1)
+        figures, rows, data = trained.figures, trained.rows, trained.config.data
+        tested = [row["test_loss"] for row in rows if math.isfinite(row["test_loss"] or math.nan)]
+        fitted = (row["epoch"] for row in rows if row["train_accuracy"] == 1)
+        kind = data.labels if data.test_labels == "same" else data.test_labels
+        classes = {"random": figures["classes"], "parity": 2}.get(kind, figures["test_classes"])
+        guess_loss, guess = guess_of(trained.config.train.loss, classes, figures["outputs"])
         networks.append(
             {
                 **{key: figures[key] for key in ("run", "seed", "epochs")},
                 **{f"train_{m}": figures[f"train_{m}"] for m in ("loss", "accuracy")},
                 **{f"test_{m}": figures[f"test_{m}"] for m in ("loss", "accuracy")},
-                "samples": trained.config.data.train_samples,
+                "samples": figures["train_samples"],
                 "corruption": trained.replica.corruption,
-                "label_classes": meta["split"]["classes"],
-                "output_classes": meta["classes"],
+                "label_classes": figures["classes"],
+                "test_labels": kind,
+                "test_classes": classes,
+                "guess": guess,
+                "guess_loss": guess_loss,
                 "mean_test_loss": statistics.fmean(tested) if tested else None,
                 "epochs_to_fit": next(fitted, None),
                 "rows": rows,

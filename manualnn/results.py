@@ -21,15 +21,12 @@ class Trained:
 
 
 def read_run(folder: Path) -> list[Trained]:
-    """The networks of a finished run, in their order. Numbers of history.csv are floats, or None
+    """The networks of a finished run, in their order. Values of history.csv are numbers, or None
     where not measured. Raises InputError when the folder holds no finished run."""
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
-            rows: list[dict[str, Any]] = [
-                {k: v if k == "run" else float(v) if v else None for k, v in row.items()}
-                for row in csv.DictReader(file)
-            ]
+            rows = [{k: _value(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: holds no finished run: {error}") from None
     settings = [
@@ -45,3 +42,11 @@ def read_run(folder: Path) -> list[Trained]:
         own = [row for row in rows if (row["run"], row["seed"]) == key]
         networks.append(Trained(figures, own, replica, config))
     return networks
+
+
+def _value(key: str, text: str) -> Any:
+    if key == "run":
+        return text
+    if key in ("seed", "epoch", "step"):
+        return int(text)  # exact also beyond what a float holds
+    return float(text) if text else None

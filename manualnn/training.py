@@ -135,6 +135,7 @@ class Training:
         self.records: list[Record] = []
         self.ailments: list[str] = []  # of a replica, each told once
         self.diagnosed = -math.inf  # samples trained on before the last look
+        self.looked_losses: list[float] = []  # the epoch's at that look
 
     def run(self) -> Iterator[Event]:
         """Train until the last epoch or until every replica has ended."""
@@ -257,13 +258,19 @@ class Training:
         if self.epoch == 1 and diagnosis.constant(self.data.train.x):
             text = "all examples are the same: check the files of the data set"
             found += [(r, "constant", text) for r in replicas]
-        if self.epoch > 1 and self.step_number >= 100:
-            for r, loss in zip(replicas, self.totals[0].tolist(), strict=True):
-                mean = loss / self.epoch_samples
-                if line := diagnosis.stuck(mean, self.settings.loss, self.network.classes):
-                    found.append((r, "stuck", line))
+        losses, accuracies = (self.totals / self.epoch_samples).tolist()
+        classes = int(self.data.train.targets.max()) + 1
+        guess = diagnosis.guess_loss(self.settings.loss, classes, self.network.outputs)
+        for r in replicas if self.looked_losses and self.step_number >= 100 else ():
+            pair = (self.looked_losses[r], losses[r])
+            if line := diagnosis.stuck(pair, guess, self.replicas[r].corruption > 0):
+                found.append((r, "stuck", line))
+        self.looked_losses = losses
         for r, what, text in found:
-            if not self.ended[r] and (ailment := f"{r} {what}") not in self.ailments:
+            fitted = accuracies[r] == 1  # nothing is left to learn, whatever its gradient
+            new = f"{r} {what}" not in self.ailments
+            if new and not fitted and not self.ended[r]:
+                ailment = f"{r} {what}"
                 self.ailments.append(ailment)
                 yield Note(self.replicas[r].label, self.replicas[r].seed, self.epoch, text)
 
@@ -341,7 +348,7 @@ class Training:
 
 _PROGRESS = (
     *("epoch", "step_number", "seconds", "ended", "diverged", "best", "best_epoch"),
-    *("ailments", "diagnosed"),
+    *("ailments", "diagnosed", "looked_losses"),
 )
 
 
@@ -360,6 +367,8 @@ def _class_weights(settings: Train, labels: Tensor, classes: int, like: Tensor) 
         weights = torch.where(counts > 0, labels.shape[1] / (present * counts), 0.0)
     else:
         weights = torch.tensor([chosen], dtype=torch.float64)
+        if not any(chosen):
+            raise InputError("train.class_weights are all 0: nothing would be learned")
         if len(chosen) != classes:
             raise InputError(
                 f"train.class_weights has {len(chosen)} numbers, but there are {classes} classes"

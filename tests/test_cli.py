@@ -392,6 +392,7 @@ def test_a_config_of_several_runs(run, parts):
         reached = [int(h["epoch"]) for h in own if float(h["valid_accuracy"]) >= 0.5]
         assert row["epochs_to_target"] == (reached[0] if reached else None)
         assert row["valid_accuracy"] == float(own[-1]["valid_accuracy"])
+    assert {row["train_samples"] for row in metrics["runs"]} == {240}
     best = max(metrics["runs"], key=lambda row: row["valid_accuracy"])
     assert metrics["weights"] == {"run": best["run"], "seed": best["seed"]}
     assert metrics["parameters"] == best["parameters"]
@@ -401,6 +402,40 @@ def test_a_config_of_several_runs(run, parts):
     tanh = folder / "weights" / "tanh,twoepochs-1.pkl"
     code, out, _ = run("evaluate", tanh, "--data-dir", parts[3], "--json")
     assert json.loads(out)["accuracy"] == metrics["runs"][5]["test_accuracy"]
+
+
+def test_weights_of_several_runs_have_files_of_their_own(run, parts, tmp_path):
+    labels = ["a/b", "a_b", "a b", "AB", "ab", "ä" * 200]
+    runs = "".join(
+        f'[[run]]\nlabel = "{label}"\ntrain.l2 = {i}e-3\n' for i, label in enumerate(labels)
+    )
+    (tmp_path / "parts.toml").write_text(PARTS.partition("[[run]]")[0] + runs)
+    code, _, err = run(*parts, "--epochs", 1, "--out", "n")
+    assert code == 0, err
+    found = [torch.load(path)["meta"] for path in Path("n/weights").iterdir()]
+    assert {(meta["run"], meta["seed"]) for meta in found} == {
+        (k, s) for k in labels for s in (0, 1)
+    }
+    assert len({path.name.lower() for path in Path("n/weights").iterdir()}) == 12
+    chosen = torch.load("n/weights.pkl")["meta"]
+    metrics = json.loads(Path("n/metrics.json").read_text())
+    assert metrics["weights"] == {key: chosen[key] for key in ("run", "seed")}
+
+
+def test_runs_with_data_of_their_own(run, folder, tmp_path):
+    other = write_folder(tmp_path / "other", classes=2)
+    text = PARTS.partition("target_accuracy")[0] + "[train.optimizer]\nlearning_rate = 0.1\n"
+    text += f'[[run]]\nlabel = "four"\ndata.dir = "{folder}"\ndata.valid = 0\n'
+    text += f'[[run]]\nlabel = "two"\ndata.dir = "{other}"\n'
+    (tmp_path / "d.toml").write_text(text)
+    code, _, err = run("train", "d.toml", "--out", "d", "--device", "cpu")
+    assert code == 0, err
+    rows = json.loads(Path("d/metrics.json").read_text())["runs"]
+    assert [row["classes"] for row in rows] == [4, 2]
+    for row in rows:
+        code, out, err = run("evaluate", f"d/weights/{row['run']}-0.pkl", "--json")
+        assert code == 0, err
+        assert json.loads(out)["accuracy"] == row["test_accuracy"]
 
 
 @pytest.mark.parametrize("saves", [2, 4, 5])  # in the first part, at the second's start, in it

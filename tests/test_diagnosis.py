@@ -80,8 +80,27 @@ def test_a_loss_that_is_stuck():
     training.network.theta.zero_()
     notes = [event for event in training.run() if isinstance(event, Note)]
     [note] = [note for note in notes if "loss" in note.text]
-    assert f"the loss stays at ln(3) = {math.log(3):.4f}" in note.text
+    assert f"the loss stays at ln 3 = {math.log(3):.4f}" in note.text
     assert note.epoch == math.ceil(100 / training.steps_per_epoch)
+
+
+def test_a_loss_that_falls_is_not_stuck():
+    guess = diagnosis.guess_loss("cross_entropy", 10)
+    assert diagnosis.stuck((2.303, 2.302), guess, False)
+    assert "labels" not in diagnosis.stuck((2.303, 2.302), guess, True)
+    assert diagnosis.stuck((2.31, 2.30), guess, False) is None
+    assert diagnosis.stuck((2.0, 2.302), guess, False) is None
+    assert diagnosis.stuck((2.2, 2.2), guess, False) is None
+
+
+def test_what_fits_all_samples_is_not_ailing():
+    layers = [["linear", 6], ["relu"], ["linear", 3]]
+    data = random_data()
+    data.train.y.fill_(1)
+    training = training_of(config_of(model__layers=layers), data)
+    training.network.params[0]["bias"][0, :4] = -1e3
+    training.network.params[2]["bias"][0, 1] = 1e3
+    assert not [event for event in training.run() if isinstance(event, Note)]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +109,9 @@ def test_a_loss_that_is_stuck():
 )
 def test_the_loss_of_a_guess(loss, value):
     assert diagnosis.guess_loss(loss, 2 if loss == "logistic" else 4)[0] == pytest.approx(value)
+    # With outputs that never are a target a guess gives them nothing.
+    wide, _ = diagnosis.guess_loss(loss, 2, 10)
+    assert wide == pytest.approx(0.05 if loss == "softmax_squared_error" else math.log(2))
 
 
 def test_constant_inputs():

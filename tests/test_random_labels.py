@@ -119,6 +119,55 @@ def test_lists_make_a_population_with_seeds():
     assert wide.model.layers[-1] == ("linear", 10) and wide.data.test_labels == "given"
 
 
+def test_seeds_alone_leave_the_corruption_as_it_is():
+    partly = load_config(random_labels.DEFAULT, ["data.corruption=0.3"])
+    config, _ = random_labels.configure(partly, seeds=2)
+    assert (config.data.corruption, config.train.seeds) == (0.3, (0, 1))
+    listed = load_config(random_labels.DEFAULT, ["data.corruption=[0.3, 1]"])
+    config, _ = random_labels.configure(listed, seeds=2)
+    assert config.data.corruption == (0.3, 0.3, 1.0, 1.0)
+    assert config.train.seeds == (0, 1, 0, 1)
+
+
+def test_augmentation_is_turned_off():
+    config, off = random_labels.configure(load_config("mnist-mlp", ['data.augment=["shift:2"]']))
+    assert config.data.augment is None and "augment" in off
+
+
+def test_resuming(memorise, folder):
+    code, out, _ = memorise("--samples", "24,40", "--epochs", 20, "--out", "r", "--json")
+    assert code == 0
+    Path("r/samples-40/metrics.json").unlink()
+    code, again, err = memorise(
+        "--samples", "24,40", "--epochs", 20, "--out", "r", "--json", "--resume"
+    )
+    assert code == 0 and "r/samples-24: already finished" in err
+    assert json.loads(again) == json.loads(out)
+
+
+def test_another_loss_has_another_bound(memorise):
+    sets = ("--set", "train.loss=softmax_squared_error", "--out", "s", "--json")
+    code, out, _ = memorise("--samples", 32, "--set", "train.optimizer.learning_rate=0.2", *sets)
+    result = json.loads(out)
+    assert code == 0 and result["guess_loss"] == 0.25
+    assert "(1 - 1/2)/2 = 0.2500" in result["explanation"]
+
+
+def test_settings_that_differ_have_no_guess_in_common(memorise, tmp_path):
+    text = load_config(random_labels.DEFAULT, ["data.train_samples=20"]).to_toml()
+    text += '[[run]]\nlabel = "four"\ndata.labels = "given"\n[[run]]\nlabel = "two"\n'
+    (tmp_path / "two.toml").write_text(text)
+    code, out, err = memorise("two.toml", "--json", "--out", "t")
+    assert code == 0, err
+    result = json.loads(out)
+    assert [run["label_classes"] for run in result["runs"]] == [4, 2]
+    assert result["guess_loss"] is None and result["label_classes"] is None
+
+
+def test_a_large_seed(memorise):
+    assert memorise("--samples", 20, "--seed", 2**53 + 1, "--epochs", 2, "--out", "x")[0] == 0
+
+
 def test_it_memorises_coin_flips(memorise, tmp_path):
     code, out, err = memorise("--samples", 40, "--out", "flips")
     assert code == 0, err
@@ -156,7 +205,7 @@ def test_ten_outputs_and_other_test_labels(memorise):
     code, out, err = memorise(*args)
     assert code == 0, err
     result = json.loads(out)
-    assert result["test_labels"] == "given" and result["guess_loss"] == math.log(6)
+    assert result["test_labels"] == "given" and result["guess_loss"] == math.log(4)  # the folder's
     assert evaluate_weights("true").evaluation.targets.max() == 3  # the folder's own classes
     code, out, err = memorise("--labels", 4, "--samples", 32, "--json", "--out", "four")
     assert code == 0, err
@@ -186,6 +235,7 @@ def test_corruption_and_samples_as_lists(memorise):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--samples", "20,1000"), "data.train_samples = 1000, but there are 300 samples"),
         (("--samples", 1000), "data.train_samples = 1000, but there are 300 samples"),
         (("--corruption", 1.2), "--corruption 1.2: must be between 0 and 1"),
         (("--corruption", "0,nan"), "--corruption nan: must be between 0 and 1"),

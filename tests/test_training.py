@@ -420,6 +420,8 @@ def test_balanced_class_weights():
     [weights, again] = _class_weights(settings, labels, 4, like)
     assert weights.tolist() == pytest.approx([6 / 9, 1, 0, 2]) and again.equal(weights)
     assert float(weights[labels[0]].mean()) == pytest.approx(1)
+    with pytest.raises(InputError, match="class_weights are all 0"):
+        training_of(config_of(train__class_weights=[0, 0, 0]), random_data())
     with pytest.raises(InputError, match="class_weights has 2 numbers, but there are 3 classes"):
         training_of(config_of(train__class_weights=[1, 2]), random_data())
 
