@@ -180,8 +180,14 @@ def predict_file(
             f"{examples}: has {images.shape[1]} columns, but {path} takes {inputs}, or"
             f" {inputs + 1} with a label first"
         )
-    x = _normalised(images, network, meta, path, str(examples))
-    p = _probabilities(network, x)
+    # Normalised some chunks at a time: as float32 all of them would take four times their bytes.
+    parts = images.split(8 * network.chunk)
+    p = torch.cat(
+        [
+            _probabilities(network, _normalised(part, network, meta, path, str(examples)))
+            for part in parts
+        ]
+    )
     return p.argmax(-1), p
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manualnn import doctor, load_config, load_weights, predict_file
-from manualnn.data import load, read_examples, read_table
+from manualnn import doctor, load_config, load_weights, network, predict_file
+from manualnn.data import Normalization, load, read_examples, read_table
 from manualnn.errors import InputError
 from manualnn.experiment import Run
 
@@ -132,12 +133,62 @@ def test_a_table_is_read_as_it_was_written(tmp_path_factory, rows, columns, head
         ("a,b,c\n1,2\n", "line 2: has 2 columns, the first line has 3"),
         ("1,x,2\n3,4,5\n", "line 1, column 2: 'x' is not a finite number"),
         ("x,7,2\n3,4,5\n", "line 1, column 1: 'x' is not a finite number"),
+        ("1,2\n1_0,3\n", "line 2, column 1: '1_0' is not a finite number"),
+        ("1,2\n\uff11,3\n", "line 2, column 1: '\uff11' is not a finite number"),
+        ('1,2\n"3,4\n', "line 2, column 1: '\"3' is not a finite number"),
     ],
 )
 def test_what_is_wrong_in_a_table_is_named(tmp_path, text, message):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(InputError, match=f"t.csv: {message}"):
         read_examples(tmp_path / "t.csv")
+
+
+def test_blank_lines_are_no_examples(tmp_path):
+    (tmp_path / "t.csv").write_text("\n \na,b\n\n1,2\n\t\n3,4\n   \n")
+    values, names = read_table(tmp_path / "t.csv")
+    assert values.tolist() == [[1, 2], [3, 4]] and names == ["a", "b"]
+
+
+def test_gzip_is_told_by_content_not_by_name(tmp_path):
+    (tmp_path / "packed.csv").write_bytes(gzip.compress(b"1,2\n3,4\n"))
+    (tmp_path / "plain.gz").write_bytes(b"1,2\n3,4\n")
+    for name in ("packed.csv", "plain.gz"):
+        assert read_examples(tmp_path / name).tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("at", [0, 3000])
+def test_a_damaged_gzip_stream_is_one_line(tmp_path, at):
+    numbers = np.random.default_rng(0).integers(0, 255, (500, 30))
+    packed = bytearray(gzip.compress(write_csv(tmp_path / "t.csv", numbers).read_bytes()))
+    packed[10 + at : 14 + at] = b"\xff" * 4
+    (tmp_path / "t.gz").write_bytes(packed)
+    with pytest.raises(InputError, match=r"t\.gz: "):
+        read_examples(tmp_path / "t.gz")
+
+
+@pytest.mark.parametrize(("value", "kind", "code"), [(np.nan, ">f4", 13), (1e300, ">f8", 14)])
+def test_an_idx_value_that_is_not_finite(tmp_path, value, kind, code):
+    images = np.zeros((3, 2, 2), kind)
+    (tmp_path / "good").write_bytes(struct.pack(">4B3I", 0, 0, code, 3, 3, 2, 2) + images.tobytes())
+    assert read_examples(tmp_path / "good").shape == (3, 2, 2)
+    images[1, 0, 1] = value
+    (tmp_path / "bad").write_bytes(struct.pack(">4B3I", 0, 0, code, 3, 3, 2, 2) + images.tobytes())
+    with pytest.raises(InputError, match="bad: example 1 holds a value that is not finite"):
+        read_examples(tmp_path / "bad")
+
+
+def test_few_examples_are_normalised_at_a_time(trained, monkeypatch):
+    idx = trained / "data" / "t10k-images-idx3-ubyte"
+    expected, _ = predict_file(trained / "run", idx)
+    sizes, apply = [], Normalization.apply
+    monkeypatch.setattr(network, "CHUNK", 2)
+    monkeypatch.setattr(
+        Normalization, "apply", lambda self, x, dtype: sizes.append(len(x)) or apply(self, x, dtype)
+    )
+    classes, _ = predict_file(trained / "run", idx)
+    assert classes.equal(expected)
+    assert sizes == [16, 16, 16, 12]
 
 
 def test_a_header_of_column_numbers(tmp_path):

@@ -5,6 +5,7 @@ Shapes: N examples, M columns.
 
 import gzip
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,20 +17,22 @@ from ..errors import InputError
 from .idx import read_idx
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+GZIP = b"\x1f\x8b"
+UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
 
 
 def read_examples(path: Path) -> Tensor:
     """The examples in an idx file (N, H, W) or a CSV file (N, M), plain or .gz, told by content.
 
-    Raises InputError when it is neither, or damaged.
+    Raises InputError when it is neither, damaged, or holds what is no finite float32.
     """
     try:
         with path.open("rb") as file:
             start = file.read(2)
-        if start == b"\x1f\x8b":
+        if start == GZIP:
             with gzip.open(path) as packed:
                 start = packed.read(2)
-    except (OSError, EOFError) as error:
+    except UNREADABLE as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read: {reason}") from None
     if start != b"\0\0":
@@ -40,6 +43,10 @@ def read_examples(path: Path) -> Tensor:
             f"{path}: holds no examples of one or more values each: its shape is"
             f" {tuple(images.shape)}"
         )
+    if images.is_floating_point():
+        wrong = (~(images.abs() <= FLOAT32_MAX)).flatten(1).any(1).nonzero()
+        if len(wrong):
+            raise InputError(f"{path}: example {int(wrong[0])} holds a value that is not finite")
     return images
 
 
@@ -53,24 +60,23 @@ def read_table(path: Path) -> tuple[Tensor, list[str] | None]:
     with the line and the column of what is no finite number, or of a line of another length.
     """
     try:
-        with _open(path) as file:
-            first = next((line for line in file if line.strip()), "")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        _, first = next(_lines(path), (0, ""))
+    except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as text: {error}") from None
-    names = [field.strip().strip('"') for field in first.split(",")]
+    names = _fields(first)
     header = names if _is_header(names) else None
     for dtype in (np.uint8, np.float32):  # the first is nine times as fast
         try:
-            with warnings.catch_warnings(), _open(path) as file:
+            with warnings.catch_warnings():
                 # An integer read through a float, and an empty file, are warnings only.
                 warnings.simplefilter("error")
-                skipped = 0
-                while header and not skipped:
-                    skipped = bool(file.readline().strip())
+                rows = (line for _, line in _lines(path))
+                if header:
+                    next(rows)
                 values = np.loadtxt(
-                    file, dtype, delimiter=",", ndmin=2, comments=None, quotechar='"'
+                    rows, dtype, delimiter=",", ndmin=2, comments=None, quotechar='"'
                 )
-        except (ValueError, OSError, EOFError, Warning):
+        except (ValueError, Warning, *UNREADABLE):
             continue
         if header and values.shape[1] != len(header):
             continue
@@ -79,9 +85,20 @@ def read_table(path: Path) -> tuple[Tensor, list[str] | None]:
     raise InputError(f"{path}: {_fault(path, header)}")
 
 
-def _open(path: Path):  # type: ignore[no-untyped-def]
-    opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", newline=None)
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, each with its number in the file."""
+    with path.open("rb") as file:
+        packed = file.read(2) == GZIP
+    opener = gzip.open if packed else open
+    with opener(path, "rt", encoding="utf-8-sig", newline=None) as text:
+        for number, line in enumerate(text, 1):
+            if not line.isspace():
+                yield number, line
+
+
+def _fields(line: str) -> list[str]:
+    fields = [field.strip() for field in line.split(",")]
+    return [f[1:-1] if len(f) > 1 and f[0] == f[-1] == '"' else f for f in fields]
 
 
 def _is_header(names: list[str]) -> bool:
@@ -96,7 +113,7 @@ def _is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
-    return True
+    return text.isascii() and "_" not in text  # which Python reads, and numpy does not
 
 
 def _is_finite(text: str) -> bool:
@@ -108,7 +125,8 @@ def _fault(path: Path, header: list[str] | None) -> str:
     columns = len(header) if header else 0
     examples = -1 if header else 0
     try:
-        for number, fields in _fields(path):
+        for number, line in _lines(path):
+            fields = _fields(line)
             columns = columns or len(fields)
             if len(fields) != columns:
                 return f"line {number}: has {len(fields)} columns, the first line has {columns}"
@@ -116,13 +134,6 @@ def _fault(path: Path, header: list[str] | None) -> str:
                 if not _is_finite(field):
                     return f"line {number}, column {column}: {field[:40]!r} is not a finite number"
             examples += 1
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         return f"cannot be read as text: {error}"
     return "cannot be read as numbers" if examples > 0 else "holds no examples"
-
-
-def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, [field.strip().strip('"') for field in line.split(",")]
