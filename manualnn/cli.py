@@ -499,13 +499,19 @@ def summary(
         print(to_json(found), end="")
         return
     print(f"{found['source']}: input {_shape(found['input_shape'])}")
-    print(f"{'layer':<14}{'output':<14}{'parameters':>10}")
-    for row in found["layers"]:
-        print(f"{row['name']:<14}{_shape(row['output_shape']):<14}{row['parameters']:>10,}")
-    print(f"{'total':<28}{found['parameters']:>10,}")
-    for key in ("dataset", "loss", "run", "seed", "torch", "manualnn"):
-        if key in found["meta"]:
-            print(f"{key:<14}{found['meta'][key]}")
+    print(f"{'':<4}{'layer':<14}{'output':<14}{'parameters':>10}")
+    for i, row in enumerate(found["layers"], 1):
+        shape = _shape(row["output_shape"])
+        print(f"{i:<4}{row['name']:<14}{shape:<14}{row['parameters']:>10,}")
+    print(f"{'total':<32}{found['parameters']:>10,}")
+    meta = dict(found["meta"])
+    if meta.get("class_names"):
+        meta["classes"] = len(meta["class_names"])
+    if isinstance(meta.get("normalization"), dict):
+        meta["normalization"] = meta["normalization"].get("kind")
+    for key in ("dataset", "classes", "normalization", "loss", "run", "seed", "torch", "manualnn"):
+        if key in meta:
+            print(f"{key:<18}{meta[key]}")
 
 
 def _shape(shape: list[int]) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from .config import load_config
 from .data import DATASETS, load
-from .data.sources import canonical, local_folder
+from .data.sources import canonical, local_folder, search
 from .errors import InputError
 from .evaluation import choose_device, find_weights
 from .experiment import dry_run
@@ -25,7 +25,7 @@ def examine() -> dict[str, Any]:
     `manualnn train` from working."""
     problems: list[str] = []
     report = {
-        "versions": _versions(),
+        "versions": _versions(problems),
         "device": _device(),
         "data": {name: _data(name, problems) for name in DATASETS},
         "cache": _cache(),
@@ -34,7 +34,7 @@ def examine() -> dict[str, Any]:
     return report | {"problems": problems}
 
 
-def _versions() -> dict[str, str]:
+def _versions(problems: list[str]) -> dict[str, str]:
     """Versions of all that takes part, or why it cannot be imported."""
     found = {"manualnn": package_version(), "python": platform.python_version()}
     found["torch"] = str(torch.__version__)
@@ -52,6 +52,8 @@ def _versions() -> dict[str, str]:
             found[name] = f"cannot be imported ({type(error).__name__}: {reason})"
             if name == "torchvision":
                 found[name] += "; only downloads of data sets need it"
+            else:
+                problems.append(f"{name} {found[name]}; install it again")
     return found
 
 
@@ -96,16 +98,17 @@ def _device() -> dict[str, Any]:
 
 def _data(name: str, problems: list[str]) -> str:
     """Where a data set is and whether its files are whole, or which are missing."""
-    environment = os.environ.get("MANUALNN_DATA")
-    if environment is not None:
-        try:
-            found = load(name, environment, optional=("test",))
-            return f"{found.where} (MANUALNN_DATA)"
-        except InputError as error:
-            note = f"MANUALNN_DATA: {error}; otherwise "
-    else:
-        note = ""
     folder, md5 = local_folder(name), DATASETS[name].md5
+    note = ""
+    if (environment := os.environ.get("MANUALNN_DATA")) is not None:
+        keys = list(md5)
+        files = search(
+            Path(environment).expanduser(), name, keys, [k for k in keys if "train" in k]
+        )
+        if isinstance(files, str):  # what is not there is looked for elsewhere; what is, is used
+            note = f"MANUALNN_DATA: {files}; otherwise "
+        else:
+            return _own_data(name, environment, problems)
     missing = [key for key in md5 if not (folder / canonical(*key)).is_file()]
     wrong = [canonical(*key) for key in md5 if key not in missing and _md5(folder, key) != md5[key]]
     if wrong:
@@ -117,6 +120,17 @@ def _data(name: str, problems: list[str]) -> str:
             problems.append(f"mnist: {names} missing in {folder}; install the package again")
         return f"{note}{folder} lacks {names}: downloaded when it is asked for, or put it there"
     return f"{note}{folder} (md5 right)"
+
+
+def _own_data(name: str, environment: str, problems: list[str]) -> str:
+    """Where the user's own files of a data set are, or what is wrong with them."""
+    try:
+        return f"{load(name, environment, optional=('test',)).where} (MANUALNN_DATA)"
+    except InputError as error:
+        problem = f"MANUALNN_DATA: {error}"
+        if (line := f"{problem}; mend the file or unset MANUALNN_DATA") not in problems:
+            problems.append(line)  # one folder may be read as several data sets
+        return problem
 
 
 def _md5(folder: Path, key: tuple[str, str]) -> str:
@@ -144,8 +158,9 @@ def _training(problems: list[str]) -> str:
             raise InputError("a training step gave weights that are not finite")
         return f"the shipped weights load, and a step works on {training.grad.device}"
     except Exception as error:  # whatever keeps a step from working is what is looked for
-        problems.append(f"training: {type(error).__name__}: {error}")
-        return f"fails: {error}"
+        reason = " ".join(str(error).split())  # torch's own errors have many lines
+        problems.append(f"training: {type(error).__name__}: {reason}")
+        return f"fails: {reason}"
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:

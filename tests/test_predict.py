@@ -243,6 +243,11 @@ def test_summary(trained, run):
     assert found["parameters"] == 332 == count
     code, out, _ = run("summary", "mnist-student")
     assert code == 0 and "109,386" in out and "1 x 28 x 28" in out
+    code, out, _ = run("summary", trained / "run")
+    rows = [line.split() for line in out.splitlines()]
+    assert ["2", "linear", "8", "296"] in rows and ["4", "linear", "4", "36"] in rows
+    kind = load_weights(trained / "run/weights.pkl").meta["normalization"]["kind"]
+    assert ["classes", "4"] in rows and ["normalization", kind] in rows
     code, out, _ = run("summary", trained / "run/config.toml")
     assert code == 0 and "332" in out
     code, _, err = run("summary", "mnist-studnt")
@@ -288,3 +293,31 @@ def test_the_doctor_finds_what_is_broken(run, monkeypatch, tmp_path):
     assert code == 1 and "problem: mnist: " in out and "all is well" not in out
     monkeypatch.setattr(doctor, "find_weights", lambda name: Path("nowhere.pkl"))
     assert any(line.startswith("training: ") for line in doctor.examine()["problems"])
+
+
+def test_the_doctor_on_a_damaged_folder_of_the_user(run, monkeypatch, tmp_path):
+    folder = write_folder(tmp_path / "mine")
+    labels = folder / "train-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1])
+    monkeypatch.setenv("MANUALNN_DATA", str(folder))
+    report = doctor.examine()
+    assert "truncated" in report["data"]["mnist"] and "otherwise" not in report["data"]["mnist"]
+    assert sum(line.startswith("MANUALNN_DATA: ") for line in report["problems"]) == 1
+    assert "mend the file or unset MANUALNN_DATA" in report["problems"][0]
+    monkeypatch.setenv("MANUALNN_DATA", str(tmp_path / "nowhere"))
+    assert doctor.examine()["problems"] == []
+
+
+def test_the_doctor_without_matplotlib_and_with_an_error_of_many_lines(run, monkeypatch):
+    def fail(*_, **__):
+        raise ImportError("first\nsecond")
+
+    monkeypatch.setattr(doctor, "_matplotlib", fail)
+    monkeypatch.setattr(doctor, "dry_run", fail)
+    code, out, _ = run("doctor")
+    problems = [line for line in out.splitlines() if line.startswith("problem: ")]
+    assert code == 1
+    assert problems == [
+        "problem: matplotlib cannot be imported (ImportError: first second); install it again",
+        "problem: training: ImportError: first second",
+    ]

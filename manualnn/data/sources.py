@@ -210,12 +210,12 @@ def _locate(
     needed = [(part, kind) for part in parts for kind in ("images", "labels")]
     required = [key for key in needed if key[0] not in optional]
     if data_dir is not None:
-        files = _search(Path(data_dir).expanduser(), name, needed, required)
+        files = search(Path(data_dir).expanduser(), name, needed, required)
         if isinstance(files, str):
             raise InputError(files)
         return files, str(data_dir), {}
     if (environment := os.environ.get("MANUALNN_DATA")) is not None:
-        files = _search(Path(environment).expanduser(), name, needed, required)
+        files = search(Path(environment).expanduser(), name, needed, required)
         if not isinstance(files, str):
             return files, environment, {}
         print(f"note: MANUALNN_DATA: {files}; looking elsewhere", file=sys.stderr)
@@ -242,7 +242,7 @@ def canonical(part: str, kind: str) -> str:
     return f"{prefix}-{kind}-idx{3 if kind == 'images' else 1}-ubyte.gz"
 
 
-def _search(
+def search(
     root: Path, name: str, needed: list[tuple[str, str]], required: list[tuple[str, str]]
 ) -> Files | str:
     """The needed files, in torchvision's layout under `root` or in it, or what is missing."""
