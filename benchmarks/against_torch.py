@@ -71,15 +71,17 @@ def in_torch(training: Training, epochs: int) -> tuple[float, float]:
 
 
 def fresh(config: Config) -> Training:
-    return build(config, torch.device("cpu"))[0]
+    return build(config.populations()[0], torch.device("cpu"))[0]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=25)
-    options = parser.parse_args()
-    config = load_config("mnist-mlp", [f"train.epochs={options.epochs}"])
+    parser.add_argument("--samples", type=int, default=0, help="the first so many; 0: all")
+    options = parser.parse_args(arguments)
+    sets = [f"train.epochs={options.epochs}", f"data.train_samples={options.samples}"]
+    config = load_config("mnist-mlp", sets)
     ours, theirs = [], []
     for number in range(1, options.rounds + 1):
         training = fresh(config)

@@ -1,0 +1,16 @@
+"""The benchmarks run, and both sides of a pair reach the same accuracy. No time is judged here."""
+
+import re
+
+import pytest
+
+from benchmarks import against_torch
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
+def test_against_torch(capsys):
+    against_torch.main(["--rounds", "1", "--epochs", "2", "--samples", "3000"])
+    out = capsys.readouterr().out
+    ours, theirs = (float(value) for value in re.findall(r"test (0\.\d+)", out))
+    assert abs(ours - theirs) < 0.01 and ours > 0.5
+    assert re.search(r"ratio \d\.\d+ \(", out)
