@@ -28,30 +28,42 @@ app = typer.Typer(
 )
 
 
+# Options that several commands have.
+Config = Annotated[
+    str, typer.Argument(help="A TOML file, or the name of a shipped one.", show_default=True)
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in train.epochs=5."),
+]
+DataName = Annotated[
+    str | None, typer.Option(help="Data set: mnist, fashion-mnist, kmnist or idx.")
+]
+DataDir = Annotated[
+    str | None, typer.Option(help="Folder with the data: torchvision's layout or idx files.")
+]
+RunFolder = Annotated[
+    Path | None, typer.Option(help="The run's folder; default runs/NAME.", show_default=False)
+]
+Epochs = Annotated[int | None, typer.Option(help="train.epochs.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out, or the newest one.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
 @app.command()
 def train(
-    config: Annotated[
-        str, typer.Argument(help="A TOML file, or the name of a shipped one.", show_default=True)
-    ] = "mnist-mlp",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in train.epochs=5."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The run's folder; default runs/NAME.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    config: Config = "mnist-mlp",
+    set_: Sets = None,
+    out: RunFolder = None,
+    device: Device = "auto",
     seed: Annotated[int | None, typer.Option(help="train.seed, of a single network.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="train.epochs.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data set: mnist, fashion-mnist, kmnist or idx.")
-    ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder with the data: torchvision's layout or idx files.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, or the newest one.")
-    ] = False,
+    epochs: Epochs = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    resume: Resume = False,
     require_accuracy: Annotated[
         float | None, typer.Option(help="Exit 1 if the test accuracy is below this, in [0, 1].")
     ] = None,
@@ -67,7 +79,7 @@ def train(
             "--train-plot", help="Draw curves.png and first-layer.png anew after every epoch."
         ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     json_: Annotated[
         bool, typer.Option("--json", help="Print metrics.json and the folder.")
     ] = False,
@@ -113,9 +125,7 @@ def train(
 
 @app.command("random-labels")
 def random_labels(
-    config: Annotated[
-        str, typer.Argument(help="A TOML file, or the name of a shipped one.", show_default=True)
-    ] = "mnist-random-labels",
+    config: Config = "mnist-random-labels",
     samples: Annotated[
         str | None, typer.Option(help="The first N training samples; a list: 128,512,2048.")
     ] = None,
@@ -139,25 +149,14 @@ def random_labels(
         int | None, typer.Option(help="Networks for each corruption; 3 for a list.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The first seed.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="train.epochs.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in train.batch_size=64."),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data set: mnist, fashion-mnist, kmnist or idx.")
-    ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder with the data: torchvision's layout or idx files.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The run's folder; default runs/NAME.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, or the newest one.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    epochs: Epochs = None,
+    set_: Sets = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    out: RunFolder = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    quiet: Quiet = False,
     json_: Annotated[bool, typer.Option("--json", help="Print random-labels.json.")] = False,
 ) -> None:
     """Memorise coin flips: train on the first 128 images with random labels (Zhang et al. 2017).
@@ -202,28 +201,17 @@ def compare(
     config: Annotated[
         str, typer.Argument(help="A TOML file, the name of a shipped one, or a finished run.")
     ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in train.epochs=5."),
-    ] = None,
+    set_: Sets = None,
     seeds: Annotated[
         int | None, typer.Option(help="Networks of each run: mean and deviation over seeds.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="train.epochs.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data set: mnist, fashion-mnist, kmnist or idx.")
-    ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder with the data: torchvision's layout or idx files.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The run's folder; default runs/NAME.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, or the newest one.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    epochs: Epochs = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    out: RunFolder = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    quiet: Quiet = False,
     json_: Annotated[bool, typer.Option("--json", help="Print comparison.json.")] = False,
 ) -> None:
     """Train the runs of CONFIG and compare them: one plot, one table, what the numbers say."""
@@ -257,27 +245,18 @@ def compare(
 
 @app.command("lr-find")
 def lr_find(
-    config: Annotated[
-        str, typer.Argument(help="A TOML file, or the name of a shipped one.", show_default=True)
-    ] = "mnist-mlp",
+    config: Config = "mnist-mlp",
     low: Annotated[float, typer.Option(help="The lowest learning rate.")] = 1e-4,
     high: Annotated[float, typer.Option(help="The highest learning rate.")] = 10.0,
     networks: Annotated[int, typer.Option(help="How many rates, evenly on a log scale.")] = 20,
     steps: Annotated[int, typer.Option(help="Training steps of each network.")] = 200,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in train.batch_size=64."),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data set: mnist, fashion-mnist, kmnist or idx.")
-    ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder with the data: torchvision's layout or idx files.")
-    ] = None,
+    set_: Sets = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder; default runs/NAME-lr-find.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print what was found.")] = False,
 ) -> None:
     """Find a learning rate: the loss of one population, a network for each rate, as a plot."""
@@ -385,14 +364,12 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Data set; default the one it was trained on.")
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the data: torchvision's layout or idx files.")
-    ] = None,
+    data_dir: DataDir = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the pictures; default in the run's own, else evaluation/."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     json_: Annotated[
         bool, typer.Option("--json", help="Print accuracy, loss, n and per_class.")
     ] = False,
@@ -454,7 +431,7 @@ def predict(
     with_probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Append each class's probability.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Predict the class of each example in INPUT: one per line, in order, no header.
 
@@ -484,9 +461,7 @@ def summary(
             metavar="CONFIG|WEIGHTS", help="A TOML file, a weights file, a run folder, or a name."
         ),
     ] = "mnist-mlp",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the data: torchvision's layout or idx files.")
-    ] = None,
+    data_dir: DataDir = None,
     json_: Annotated[bool, typer.Option("--json", help="Print layers and parameters.")] = False,
 ) -> None:
     """Show the layers of a config or of trained weights: output shapes and parameters."""
