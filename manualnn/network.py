@@ -48,8 +48,8 @@ class Network:
         for layer in self.layers:
             out, shapes = layer.build(out)
             named.append(shapes)
-            fan_in = shapes["weight"][0] if isinstance(layer, Conv2d) else 1
-            widest = max(widest, math.prod(out[:2]) * max(out[-1], fan_in))
+            patches = out[0] * out[1] * shapes["weight"][0] if isinstance(layer, Conv2d) else 0
+            widest = max(widest, math.prod(out), patches)
         self.chunk = max(1, min(CHUNK, LARGEST // widest))
         if len(out) != 1:
             raise InputError(f"model.layers: the output has shape {out}; end with a linear layer")

@@ -146,6 +146,13 @@ def test_convolutional_weights_are_torchs(tmp_path):
     assert network.first_images(1).shape == (3, 2, 3, 3)
 
 
+def test_evaluation_takes_as_many_samples_at_a_time_as_memory_allows():
+    """2,000 of a perceptron; of a convolution as many as leave its patches within 2**23 numbers."""
+    assert Network([["linear", 256], ["linear", 10]], (1, 28, 28), 10).chunk == 2000
+    layers = [["conv2d", 16, 3, {"padding": 1}], ["conv2d", 32, 3], ["linear", 10]]
+    assert Network(layers, (1, 28, 28), 10).chunk == 2**23 // (26 * 26 * 9 * 16)
+
+
 def test_parameters_of_the_exercises_networks():
     """784-100-100-10 has 89,610, the CNN 29,066 with padding 1 and 23,946 without."""
     mlp = [["linear", 100], ["relu"], ["linear", 100], ["relu"], ["linear", "classes"]]
