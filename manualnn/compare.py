@@ -3,7 +3,6 @@
 Everything is read from a finished run's folder.
 """
 
-import csv
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from . import plots
 from .experiment import to_json
-from .files import replacing, write_text
+from .files import write_csv, write_text
 from .results import Trained, read_run
 
 COLUMNS = (
@@ -37,10 +36,7 @@ def compare(folder: Path) -> dict[str, Any]:
     title = f"{folder.name}: {where}"
     drawn = [(label, [n.rows for n in group]) for label, group in groups.items()]
     plots.save(plots.comparison(drawn, title), folder / "comparison.png")
-    with replacing(folder / "comparison.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "comparison.csv", COLUMNS, ([row[c] for c in COLUMNS] for row in rows))
     write_text(folder / "comparison.json", to_json(result))
     text = "\n".join([*table(rows), "", str(result["findings"]), ""])
     write_text(folder / "comparison.txt", text)

@@ -1,6 +1,5 @@
 """From a config to runs, populations and a folder of results."""
 
-import csv
 import json
 import math
 import platform
@@ -22,7 +21,7 @@ from .data import Dataset, Prepared, load_source, prepare, relabel
 from .data.sources import check_labels
 from .errors import InputError
 from .evaluation import RUNS, choose_device, draw_evaluation, evaluate_weights
-from .files import package_version, replacing, write_text
+from .files import package_version, replacing, write_csv, write_text
 from .network import Network, read_tensors, save_weights
 from .training import DTYPES, Event, Note, Record, Training
 
@@ -434,10 +433,8 @@ def newest_run(name: str = "") -> Path | None:
 
 def write_history(path: Path, records: list[Record]) -> None:
     """history.csv: a row per epoch and network; empty where not measured."""
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([f.name for f in fields(Record)])
-        writer.writerows([getattr(record, f.name) for f in fields(Record)] for record in records)
+    names = [f.name for f in fields(Record)]
+    write_csv(path, names, ([getattr(record, name) for name in names] for record in records))
 
 
 def to_json(value: Any) -> str:

@@ -2,7 +2,6 @@
 the same batches (after Smith 2017, "Cyclical learning rates", who sweeps one network instead).
 """
 
-import csv
 import itertools
 import math
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ from torch import Tensor
 from . import plots
 from .config import Config, Population, Schedule
 from .errors import InputError
-from .experiment import build, choose_device
-from .files import replacing
+from .evaluation import choose_device
+from .experiment import build
+from .files import write_csv
 from .training import Training
 
 
@@ -89,10 +89,9 @@ def find(
 
 def save(result: dict[str, Any], name: str, folder: Path) -> None:
     """Write `lr-find.csv` and `lr-find.png`."""
-    with replacing(folder / "lr-find.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["learning_rate", "loss"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(result["rates"])
+    columns = ("learning_rate", "loss")
+    rows = ([row[column] for column in columns] for row in result["rates"])
+    write_csv(folder / "lr-find.csv", columns, rows)
     plots.save(plots.learning_rates(result, name), folder / "lr-find.png")
 
 

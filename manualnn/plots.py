@@ -109,11 +109,16 @@ def _finish(axes: "Axes", measure: str) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy in %" if measure == "accuracy" else "loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     if measure == "accuracy":
         _cut_off_the_first_epochs(axes)
-    axes.legend(frameon=False, fontsize=8 if len(axes.lines) > 6 else None)
+    _frame(axes, 8 if len(axes.lines) > 6 else None)
+
+
+def _frame(axes: "Axes", size: int | None = 8) -> None:
+    """Grid, no lines above and to the right, and a legend with letters of that size."""
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=size)
 
 
 def _cut_off_the_first_epochs(axes: "Axes") -> None:
@@ -203,9 +208,7 @@ def memorisation(
         axes.set_title(f"{scale}" + (", solid: test, dashed: train" if len(groups) > 1 else ""))
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        _frame(axes)
     return figure
 
 
@@ -262,9 +265,7 @@ def fit_times(networks: Sequence[dict[str, Any]], name: str) -> "Figure":
         axes.set_xlabel(titles[x])
         axes.set_ylabel(labels[measure])
         axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        _frame(axes)
     return figure
 
 
@@ -288,9 +289,7 @@ def learning_rates(result: dict[str, Any], name: str) -> "Figure":
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
     axes.set_title(f"{name}: {len(rates)} networks, {result['steps']} steps each")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    _frame(axes)
     return figure
 
 

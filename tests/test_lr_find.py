@@ -9,7 +9,8 @@ import pytest
 from manualnn import lr_find
 from manualnn.config import load_config
 from manualnn.errors import InputError
-from manualnn.experiment import build, choose_device
+from manualnn.evaluation import choose_device
+from manualnn.experiment import build
 
 LAYERS = 'model.layers=[["linear", 8], ["relu"], ["linear", "classes"]]'
 
