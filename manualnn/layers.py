@@ -191,11 +191,11 @@ class Conv2d:
             ):
                 edge.zero_()
             x[:, :, ph : height + ph, pw : width + pw].copy_(image)
-        windows = x.unfold(2, kh, sh).unfold(3, kw, sw).permute(0, 1, 2, 3, 5, 6, 4)
-        patches = workspace.empty(windows.shape).copy_(windows)
+        windows = x.unfold(2, kh, sh).unfold(3, kw, sw)  # (R, B, H', W', C, kh, kw)
+        patches = _patches(windows, workspace)
         y = workspace.empty((*windows.shape[:4], self.channels))
         y.copy_(params["bias"].view(-1, 1, 1, 1, self.channels))
-        product(_rows(patches, 3), params["weight"], _rows(y, 1), beta=1)
+        product(patches, params["weight"], _rows(y, 1), beta=1)
         return y, (patches, shape)
 
     def backward(
@@ -209,12 +209,12 @@ class Conv2d:
     ) -> Tensor | None:
         patches, shape = cache
         rows = _rows(dy, 1)
-        product(_rows(patches, 3).transpose(1, 2), rows, grads["weight"])
+        product(patches.transpose(1, 2), rows, grads["weight"])
         ones = workspace.ones(1, 1, rows.shape[1]).expand(len(rows), 1, rows.shape[1])
         product(ones, rows, grads["bias"].unsqueeze(1))
         if not need_dx:
             return None
-        dpatches = workspace.empty(patches.shape)
+        dpatches = workspace.empty((*dy.shape[:4], *self.kernel, shape[-1]))
         product(rows, params["weight"].transpose(1, 2), _rows(dpatches, 3))
         dx = workspace.empty(shape).zero_()
         for i in range(self.kernel[0]):
@@ -235,6 +235,20 @@ class Conv2d:
     def from_torch(self, weight: Tensor) -> Tensor:
         """The inverse of `to_torch`."""
         return weight.permute(2, 3, 1, 0).reshape(-1, self.channels)
+
+
+def _patches(windows: Tensor, workspace: Workspace) -> Tensor:
+    """Windows (R, B, H', W', C, kh, kw) as matrices (R, B H' W', kh kw C)."""
+    replicas, *outputs, channels, kh, kw = windows.shape
+    if channels > 1:
+        moved = windows.permute(0, 1, 2, 3, 5, 6, 4)
+        return _rows(workspace.empty(moved.shape).copy_(moved), 3)
+    # Of one channel only single numbers lie together there: whole rows of images do the other way.
+    patches = workspace.empty((replicas, kh, kw, *outputs))
+    for i in range(kh):
+        for j in range(kw):
+            patches[:, i, j].copy_(windows[..., 0, i, j])
+    return patches.view(replicas, kh * kw, math.prod(outputs)).transpose(1, 2)
 
 
 def _rows(x: Tensor, last: int) -> Tensor:
@@ -287,13 +301,14 @@ class MaxPool2d:
         dx = workspace.empty(x.shape)
         if x.shape[2] % self.kernel[0] or x.shape[3] % self.kernel[1]:
             dx.zero_()
-        free = workspace.empty(y.shape).fill_(1)  # 1 where no largest was found yet
-        largest = workspace.empty(y.shape, torch.bool)
-        here = workspace.empty(y.shape)
-        for corner, out in zip(self._corners(x), self._corners(dx), strict=True):
-            here.copy_(torch.eq(corner, y, out=largest)).mul_(free)
-            free.sub_(here)
-            out.copy_(here.mul_(dy))
+        rest = workspace.empty(y.shape).copy_(dy)  # dy where no largest was found yet, else 0
+        after = workspace.empty(y.shape)
+        *others, last = zip(self._corners(x), self._corners(dx), strict=True)
+        for corner, out in others:
+            torch.sub(y, corner, out=after).sign_().mul_(rest)
+            torch.sub(rest, after, out=out)
+            rest, after = after, rest
+        last[1].copy_(rest)
         return dx
 
     def _corners(self, x: Tensor) -> list[Tensor]:
