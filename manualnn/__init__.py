@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import Config, load_config
-    from .coursework import evaluate_hw1
+    from .coursework import count_parameters, evaluate_hw1
     from .errors import InputError
     from .evaluation import evaluate_weights, predict_file
     from .experiment import train
@@ -17,6 +17,7 @@ __all__ = [
     "Config",
     "InputError",
     "Network",
+    "count_parameters",
     "evaluate_hw1",
     "evaluate_weights",
     "load_config",
@@ -37,10 +38,10 @@ def __getattr__(name: str) -> Any:
         from . import errors
 
         return errors.InputError
-    if name == "evaluate_hw1":
+    if name in ("count_parameters", "evaluate_hw1"):
         from . import coursework
 
-        return coursework.evaluate_hw1
+        return vars(coursework)[name]
     if name in ("evaluate_weights", "predict_file"):
         from . import evaluation
 

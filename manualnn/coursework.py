@@ -4,6 +4,7 @@ Shapes: B samples, D features, K hidden units. The functions of logistic backpro
 tensors or NumPy arrays and give the same kind; `y`, `y_hat` and `z_2` may be (B,) or (B, 1).
 """
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -13,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import Config
 from .errors import InputError
-from .evaluation import evaluate_weights
+from .evaluation import describe, evaluate_weights, summarise
+from .network import Network
 
 
 def evaluate_hw1(data_dir: Path | str | None = None, weights: Path | str | None = None) -> float:
@@ -102,6 +105,30 @@ def gradient(X: Tensor, y: Tensor, W: dict[str, Tensor]) -> dict[str, Tensor]:  
     dz2 = ((y_hat - y) / len(X)).unsqueeze(1)
     dz1 = dz2 @ W["w_2"].T * h * (1 - h)
     return {"w_1": X.T @ dz1, "w_2": h.T @ dz2}
+
+
+def count_parameters(of: Network | Config | dict[str, Any] | Path | str | Any) -> int:
+    """How many numbers training changes, of one network: weights and biases.
+
+    `of` is a Network, a Config whose runs agree, the dict that `torch.load` reads from a weights
+    file, the path or shipped name of either, or anything with `parameters()` as torch's modules
+    have it. A known data set needs no files. Raises InputError, a ValueError, for anything else.
+    """
+    if isinstance(of, str | Path):
+        return int(summarise(of)["parameters"])
+    if isinstance(of, Network):
+        return of.layout.count
+    if isinstance(of, Config):
+        counts = {p.replicas[0].label: describe(p).layout.count for p in of.populations()}
+        if len(set(counts.values())) > 1:
+            each = ", ".join(f"{label}: {count:,}" for label, count in counts.items())
+            raise InputError(f"{of.name}: its runs differ ({each}); give one of config.members()")
+        return next(iter(counts.values()))
+    tensors: Any = of.values() if isinstance(of, dict) else getattr(of, "parameters", tuple)()
+    sizes = [math.prod(t.shape) for t in tensors if isinstance(t, Tensor | np.ndarray)]
+    if not sizes:
+        raise InputError(f"no parameters in a {type(of).__name__}: give a network or its weights")
+    return sum(sizes)
 
 
 class RandomPermutation:

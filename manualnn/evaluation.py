@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import plots
-from .config import load_config
+from .config import Population, load_config
 from .data import (
     Dataset,
     Normalization,
@@ -215,11 +215,7 @@ def summarise(name: Path | str, data_dir: Path | str | None = None) -> dict[str,
                 return summarise(find_weights(path))
             except InputError:
                 raise error from None
-        population = load_config(path).populations()[0]
-        data = population.config.data
-        shape, classes = example_shape(data.name, data_dir or data.dir)
-        classes = 2 if data.labels == "parity" else len(data.class_names or ()) or classes
-        network = Network(population.layers(), shape, classes)
+        network = describe(load_config(path).populations()[0], data_dir)
     return {
         "source": str(path),
         "input_shape": list(network.shape),
@@ -227,6 +223,14 @@ def summarise(name: Path | str, data_dir: Path | str | None = None) -> dict[str,
         "parameters": network.layout.count,
         "meta": meta,
     }
+
+
+def describe(population: Population, data_dir: Path | str | None = None) -> Network:
+    """One network of a population, its weights 0. Needs no files for the known data sets."""
+    data = population.config.data
+    shape, classes = example_shape(data.name, data_dir or data.dir)
+    classes = 2 if data.labels == "parity" else len(data.class_names or ()) or classes
+    return Network(population.layers(), shape, classes)
 
 
 def prediction_lines(classes: Tensor, p: Tensor | None = None) -> list[str]:

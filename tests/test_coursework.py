@@ -9,14 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from manualnn import load_config
 from manualnn.coursework import (
     RandomPermutation,
+    count_parameters,
     gradient,
     logistic_loss,
     predict,
     stable_logistic_loss,
 )
 from manualnn.errors import InputError
+from manualnn.files import find_shipped
+from manualnn.network import Network
 
 
 def example(batch=9, features=7, units=5, seed=0, scale=1.0):
@@ -146,3 +150,34 @@ def test_random_permutation():
     assert composed(array).equal(moved)
     with pytest.raises(InputError, match=r"784 features got an image of shape \(3, 28, 28\)"):
         permute(torch.zeros(3, 28, 28))
+
+
+def test_count_parameters():
+    layers = [["conv2d", 4, 3], ["relu"], ["linear", 7]]
+    expected = (3 * 3 * 2 * 4 + 4) + (6 * 6 * 4 * 7 + 7)
+    network = Network(layers, (2, 8, 8), 7, replicas=3)
+    assert count_parameters(network) == expected
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 7)
+    )
+    assert count_parameters(module) == expected
+    assert count_parameters(load_config("kmnist-mlp")) == 89_610
+    assert count_parameters("kmnist-cnn") == 29_066
+    assert count_parameters("kmnist-cnn-nopad") == 23_946
+    assert count_parameters({"w_1": np.ones((7, 5)), "w_2": np.ones((5, 1))}) == 40
+    shipped = find_shipped("mnist-mlp", "weights", ".pkl", "weights file")
+    read = torch.load(shipped)
+    assert count_parameters(read) == count_parameters(shipped) == count_parameters("mnist-mlp")
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        (load_config("kmnist-permuted"), "its runs differ .MLP: 89,610, .*CNN: 29,066.*members"),
+        ({"meta": {}}, "no parameters in a dict"),
+        (None, "no parameters in a NoneType"),
+    ],
+)
+def test_what_has_no_count_of_parameters(of, message):
+    with pytest.raises(InputError, match=message):
+        count_parameters(of)
