@@ -37,7 +37,11 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in train.epochs=5."),
 ]
 DataName = Annotated[
-    str | None, typer.Option(help="Data set: mnist, fashion-mnist, kmnist or idx.")
+    str | None,
+    typer.Option(
+        metavar="NAME|PATH",
+        help="mnist, fashion-mnist or kmnist; a CSV file; or a folder of CSV or idx files.",
+    ),
 ]
 DataDir = Annotated[
     str | None, typer.Option(help="Folder with the data: torchvision's layout or idx files.")
@@ -88,11 +92,11 @@ def train(
 
     Without CONFIG: a multi-layer perceptron on MNIST, which comes with the package.
     """
-    from .config import load_config
+    from .config import data_flags, load_config
 
     if require_accuracy is not None and not 0 <= require_accuracy <= 1:
         raise InputError(f"--require-accuracy {require_accuracy:g}: give a fraction, as in 0.98")
-    flags = {"train.seed": seed, "train.epochs": epochs, "data.name": data, "data.dir": data_dir}
+    flags = {"train.seed": seed, "train.epochs": epochs, **data_flags(data, data_dir)}
     resolved = load_config(config, set_, flags)
     if seed is not None and any(member.train.seeds for member in resolved.members()):
         raise InputError(
@@ -163,9 +167,9 @@ def random_labels(
 
     With a list of corruptions or sample counts: how many epochs it takes to fit them.
     """
-    from .config import load_config
+    from .config import data_flags, load_config
 
-    flags = {"train.seed": seed, "train.epochs": epochs, "data.name": data, "data.dir": data_dir}
+    flags = {"train.seed": seed, "train.epochs": epochs, **data_flags(data, data_dir)}
     resolved = load_config(config, set_, flags)
     counts = _numbers("--samples", samples, int, 1, None)
     fractions = _numbers("--corruption", corruption, float, 0, 1)
@@ -217,12 +221,12 @@ def compare(
     """Train the runs of CONFIG and compare them: one plot, one table, what the numbers say."""
     folder = Path(config)
     if not (folder / "metrics.json").is_file():
-        from .config import load_config
+        from .config import data_flags, load_config
 
         many = None if seeds is None else list(range(seeds))
         if many == []:
             raise InputError(f"--seeds {seeds}: must be at least 1")
-        flags = {"train.epochs": epochs, "data.name": data, "data.dir": data_dir}
+        flags = {"train.epochs": epochs, **data_flags(data, data_dir)}
         resolved = load_config(config, set_, flags | {"train.seeds": many})
 
         from . import experiment
@@ -243,6 +247,30 @@ def compare(
     print(f"{folder}: comparison.png, comparison.csv, comparison.txt, comparison.json")
 
 
+data_app = typer.Typer(no_args_is_help=True, help="Data sets as files.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("export-csv")
+def export_csv(
+    name: Annotated[str, typer.Argument(help="Data set: mnist, fashion-mnist, kmnist or idx.")],
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("csv"),
+    test: Annotated[float, typer.Option(help="The share of test.csv.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+    data_dir: DataDir = None,
+) -> None:
+    """Write a data set as train.csv (label first), test.csv (no labels) and test_labels.csv.
+
+    The training and test examples are joined and shuffled: of 70,000 the test file has 14,000.
+    """
+    from . import data
+
+    if not 0 < test < 1:
+        raise InputError(f"--test {test:g}: must be between 0 and 1")
+    counts = data.export_csv(data.load(name, data_dir), out, seed, test)
+    print("\n".join(f"{out / file}: {count:,} examples" for file, count in counts.items()))
+
+
 @app.command("lr-find")
 def lr_find(
     config: Config = "mnist-mlp",
@@ -260,9 +288,9 @@ def lr_find(
     json_: Annotated[bool, typer.Option("--json", help="Print what was found.")] = False,
 ) -> None:
     """Find a learning rate: the loss of one population, a network for each rate, as a plot."""
-    from .config import load_config
+    from .config import data_flags, load_config
 
-    resolved = load_config(config, set_, {"data.name": data, "data.dir": data_dir})
+    resolved = load_config(config, set_, data_flags(data, data_dir))
 
     from . import experiment
     from . import lr_find as finder
@@ -362,7 +390,11 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="test, valid or train.")] = "test",
     data: Annotated[
-        str | None, typer.Option(help="Data set; default the one it was trained on.")
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="As in train, a CSV file with labels; default what it was trained on.",
+        ),
     ] = None,
     data_dir: DataDir = None,
     out: Annotated[
@@ -370,14 +402,32 @@ def evaluate(
         typer.Option(help="Folder of the pictures; default in the run's own, else evaluation/."),
     ] = None,
     device: Device = "auto",
+    predictions: Annotated[
+        Path | None, typer.Option(help="A file of predictions, one per line; needs --labels.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="The labels they should be: one per line, or a CSV file.")
+    ] = None,
     json_: Annotated[
         bool, typer.Option("--json", help="Print accuracy, loss, n and per_class.")
     ] = False,
 ) -> None:
-    """Measure trained weights: accuracy, loss, each class, confusion matrix, worst mistakes."""
+    """Measure trained weights: accuracy, loss, each class, confusion matrix, worst mistakes.
+
+    With --predictions and --labels: the accuracy of a file of predictions.
+    """
     from . import evaluation as evaluating
     from . import experiment
 
+    if predictions is not None or labels is not None:
+        if predictions is None or labels is None or weights is not None:
+            raise InputError("--predictions and --labels go together, and without WEIGHTS")
+        right, n = evaluating.score_predictions(predictions, labels)
+        if json_:
+            print(experiment.to_json({"accuracy": right / n, "n": n}), end="")
+        else:
+            print(f"{predictions}: accuracy {_percent(right / n)}, {right:,} of {n:,} are right")
+        return
     if (
         weights is None
         and (newest := experiment.newest_run())
@@ -423,8 +473,13 @@ def predict(
         str, typer.Argument(help="A weights file, a run folder, or a shipped name.")
     ],
     examples: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="A CSV file, or an idx file of images.")
-    ],
+        Path | None, typer.Argument(metavar="[INPUT]", help="A CSV file, or an idx file of images.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|PATH", help="In place of INPUT: the test part of a data set."),
+    ] = None,
+    data_dir: DataDir = None,
     out: Annotated[
         Path | None, typer.Option(help="The file to write; default stdout.", show_default=False)
     ] = None,
@@ -439,7 +494,9 @@ def predict(
     """
     from . import evaluation as evaluating
 
-    classes, p = evaluating.predict_file(weights, examples, device)
+    if (examples is None) == (data is None):
+        raise InputError("give either INPUT, a CSV or idx file, or --data")
+    classes, p = evaluating.predict_file(weights, examples, device, data, data_dir)
     lines = evaluating.prediction_lines(classes, p if with_probabilities else None)
     if out is None:
         print("\n".join(lines))

@@ -18,7 +18,8 @@ from .errors import InputError, hint
 from .files import find_shipped
 
 DEFAULT = "mnist-mlp"
-FLAGS = {"data.name": "--data", "data.dir": "--data-dir"}  # others are called as their key ends
+# Other flags are called as their key ends.
+FLAGS = {"data.name": "--data", "data.train": "--data", "data.dir": "--data-dir"}
 TABLES = ("data", "model", "train")
 Column = float | tuple[float, ...]  # a number, or one per replica
 
@@ -32,14 +33,17 @@ def _range(default: Any, **limits: float) -> Any:
 class Data:
     """`valid` is a count, or a fraction where it is a float; `seed` is that of the split.
 
+    `train` and `test` are the files of the data set "csv", in place of a folder `dir`.
     `source` is the file that is split, `permute_seed` fixes one random order of the pixels,
     `augment` is as in `["hflip", "shift:2"]`. `labels` are those given or their parity;
     `corruption` is the fraction of the training labels that random classes replace, `test_labels`
     what the test set is measured against.
     """
 
-    name: Literal["mnist", "fashion-mnist", "kmnist", "idx"] = "mnist"
+    name: Literal["mnist", "fashion-mnist", "kmnist", "idx", "csv"] = "mnist"
     dir: str | None = None
+    train: str | None = None
+    test: str | None = None
     class_names: tuple[str, ...] | None = None
     train_samples: int = _range(0, at_least=0)
     valid: int | float = _range(0, at_least=0)
@@ -52,6 +56,12 @@ class Data:
     labels: Literal["given", "parity"] = "given"
     corruption: Column = _range(0.0, at_least=0, at_most=1)
     test_labels: Literal["same", "given", "parity", "random"] = "same"
+
+    @property
+    def place(self) -> str | dict[str, str] | None:
+        """Where the files are: a folder, or the file of each part."""
+        named = {"train": self.train, "test": self.test}
+        return {part: path for part, path in named.items() if path is not None} or self.dir
 
 
 @dataclass(frozen=True)
@@ -274,6 +284,23 @@ def load_config(
     return parse_config(tree, stem, origins, str(path))
 
 
+def data_flags(value: str | None, data_dir: str | None) -> dict[str, str | None]:
+    """The keys that `--data NAME|PATH` and `--data-dir` set: a path is a CSV file to train on, or a
+    folder of CSV or idx files. Raises InputError."""
+    known = get_args(get_type_hints(Data)["name"])
+    path = Path(value or "").expanduser()
+    if value is None or value in known or not (path.exists() or path.suffix or "/" in value):
+        return {"data.name": value, "data.dir": data_dir}
+    if data_dir is not None:
+        raise InputError(f"--data {value} is a path; leave out --data-dir")
+    if path.is_file():
+        return {"data.name": "csv", "data.train": value}
+    if not path.is_dir():
+        raise InputError(f"--data {value}: neither a data set nor a file or folder")
+    name = "csv" if any(path.glob("train.csv*")) else "idx"
+    return {"data.name": name, "data.dir": value}
+
+
 def _prefix(name: str) -> str:
     """The data set that a config's name begins with, if any."""
     known = get_args(get_type_hints(Data)["name"])
@@ -324,6 +351,12 @@ def _parse_single(
     config = replace(config, name=name, label=label)
     if check:
         config.replicas()  # raises where the lists do not fit together
+        files = [key for key in ("train", "test") if getattr(config.data, key) is not None]
+        if files and config.data.name != "csv":
+            raise InputError(
+                f"{origins.get(f'data.{files[0]}', default)}: data.{files[0]} is for"
+                f" data.name = 'csv', not {config.data.name!r}"
+            )
         early = config.train.early_stopping
         if early.patience and not config.data.valid:
             raise InputError(

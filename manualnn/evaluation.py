@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 
 from . import plots
-from .config import Population, load_config
+from .config import Population, data_flags, load_config
 from .data import (
     Dataset,
     Normalization,
+    Place,
     Samples,
     corrupt,
+    csv_files,
     example_shape,
     load,
     load_source,
     read_examples,
+    read_table,
     relabel,
     split,
 )
@@ -112,15 +115,18 @@ def evaluate_weights(
     """Evaluate a weights file (a path, a run folder or a shipped name) on a part of a data set.
 
     By default the network that ships with the package, the data set it was trained on, and its test
-    part; "train" and "valid" are the parts its training used. Raises InputError.
+    part; "train" and "valid" are the parts its training used. `data` is a data set's name, a CSV
+    file with labels, or a folder of CSV or idx files. Raises InputError.
     """
     if split not in ("test", "train", "valid"):
         raise InputError(f"--split {split}: use test, valid or train")
     path = find_weights(weights or "mnist-mlp")
     network, meta = _load(path, choose_device(device))
-    name = data or meta.get("dataset") or "mnist"
-    if data is None and data_dir is None:
-        data_dir = _own_data_dir(path, meta)
+    part = "test" if split == "test" else "train"
+    name, place = _data_place(data, data_dir, part)
+    if name is None:
+        name = meta.get("dataset") or "mnist"
+        place = place or _own_place(path, meta)
     cut = meta.get("split") or {}
     swapped = cut.get("source") == "test" and data is None
     if swapped and split == "test":
@@ -128,10 +134,7 @@ def evaluate_weights(
             f"{path} was trained on a split of {name}'s test images, so there is no test set left;"
             " use --split valid or train"
         )
-    if swapped:
-        dataset = load_source("test", name, data_dir)
-    else:
-        dataset = load(name, data_dir, parts=("test",) if split == "test" else ("train",))
+    dataset = load_source("test", name, place) if swapped else load(name, place, parts=(part,))
     asked = {key: cut[key] for key in ("labels", "test_labels", "seed", "classes") if key in cut}
     dataset = relabel(dataset, **asked)
     images, labels = _part(dataset, split, cut)
@@ -160,35 +163,49 @@ def find_weights(name: Path | str) -> Path:
 
 
 def predict_file(
-    weights: Path | str, examples: Path | str, device: str = "cpu"
+    weights: Path | str,
+    examples: Path | str | None,
+    device: str = "cpu",
+    data: str | None = None,
+    data_dir: Path | str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Predicted classes (N,) and probabilities (N, K) of the examples in an idx or CSV file.
+    """Predicted classes (N,) and probabilities (N, K) of the examples in an idx or CSV file, or
+    with `data` in the test part of a data set.
 
-    `weights` is as for `evaluate_weights`. A CSV row has the network's inputs, or a label before
-    them, which is ignored. Raises InputError.
+    `weights` and `data` are as for `evaluate_weights`. A CSV row has the network's inputs, or a
+    label before them, which is ignored. Raises InputError.
     """
     path = find_weights(weights)
     network, meta = _load(path, choose_device(device))
-    examples = Path(examples)
-    images = read_examples(examples)
+    images, where = _examples(examples, data, data_dir)
     inputs = math.prod(network.shape)
     if images.dim() == 2 and images.shape[1] == inputs + 1:
-        print(f"note: {examples}: the first of {inputs + 1} columns is a label", file=sys.stderr)
+        print(f"note: {where}: the first of {inputs + 1} columns is a label", file=sys.stderr)
         images = images[:, 1:]
     if images.dim() == 2 and images.shape[1] != inputs:
         raise InputError(
-            f"{examples}: has {images.shape[1]} columns, but {path} takes {inputs}, or"
+            f"{where}: has {images.shape[1]} columns, but {path} takes {inputs}, or"
             f" {inputs + 1} with a label first"
         )
     # Normalised some chunks at a time: as float32 all of them would take four times their bytes.
     parts = images.split(8 * network.chunk)
     p = torch.cat(
-        [
-            _probabilities(network, _normalised(part, network, meta, path, str(examples)))
-            for part in parts
-        ]
+        [_probabilities(network, _normalised(part, network, meta, path, where)) for part in parts]
     )
     return p.argmax(-1), p
+
+
+def score_predictions(predictions: Path, labels: Path) -> tuple[int, int]:
+    """How many predictions are right, and how many there are: the first column of each CSV file.
+
+    Raises InputError when they differ in length.
+    """
+    found, expected = (read_table(path)[0][:, 0] for path in (predictions, labels))
+    if len(found) != len(expected):
+        raise InputError(
+            f"{predictions} has {len(found)} predictions, but {labels} has {len(expected)} labels"
+        )
+    return int((found == expected).sum()), len(found)
 
 
 def summarise(name: Path | str, data_dir: Path | str | None = None) -> dict[str, Any]:
@@ -228,7 +245,7 @@ def summarise(name: Path | str, data_dir: Path | str | None = None) -> dict[str,
 def describe(population: Population, data_dir: Path | str | None = None) -> Network:
     """One network of a population, its weights 0. Needs no files for the known data sets."""
     data = population.config.data
-    shape, classes = example_shape(data.name, data_dir or data.dir)
+    shape, classes = example_shape(data.name, data_dir or data.place)
     classes = 2 if data.labels == "parity" else len(data.class_names or ()) or classes
     return Network(population.layers(), shape, classes)
 
@@ -242,13 +259,37 @@ def prediction_lines(classes: Tensor, p: Tensor | None = None) -> list[str]:
     return [",".join([str(k), *map(str, row)]) for k, row in rows]
 
 
-def _own_data_dir(path: Path, meta: dict[str, Any]) -> str | None:
-    """`data.dir` of the run that made a weights file, where it still lies in the run's folder."""
+def _data_place(
+    data: str | None, data_dir: Path | str | None, part: str
+) -> tuple[str | None, Place]:
+    """The data set's name and place that `--data NAME|PATH` and `--data-dir` mean for one part."""
+    flags = data_flags(data, str(data_dir) if data_dir is not None else None)
+    if file := flags.get("data.train"):
+        return flags["data.name"], {part: file}
+    return flags["data.name"], flags["data.dir"]
+
+
+def _examples(
+    file: Path | str | None, data: str | None, data_dir: Path | str | None
+) -> tuple[Tensor, str]:
+    """Raw examples, and where they are from: a file, else the test part of a data set."""
+    if file is None:
+        name, place = _data_place(data, data_dir, "test")
+        if name != "csv":
+            dataset = load(name or "mnist", place, parts=("test",))
+            assert dataset.test is not None
+            return dataset.test.images, dataset.where
+        file = csv_files(place, ("test",), ())["test"]
+    return read_examples(Path(file)), str(file)
+
+
+def _own_place(path: Path, meta: dict[str, Any]) -> Place:
+    """Where the run that made a weights file had its data, if the file lies in its folder."""
     for folder in (path.parent, path.parent.parent):
         if (folder / "config.toml").is_file():
             populations = load_config(folder / "config.toml").populations()
             own = [p for p in populations if any(r.label == meta.get("run") for r in p.replicas)]
-            return (own or populations)[0].config.data.dir
+            return (own or populations)[0].config.data.place
     return None
 
 
@@ -265,10 +306,12 @@ def _normalised(
     images: Tensor, network: Network, meta: dict[str, Any], path: Path, where: str
 ) -> Tensor:
     """Raw images (N, ...) as the network in `path` takes them. Raises InputError."""
-    if math.prod(network.shape) != images[0].numel():
+    inputs, found = math.prod(network.shape), images[0].numel()
+    if found != inputs:
         raise InputError(
             f"{path} takes examples of shape {network.shape}, but those of {where} have shape"
             f" {tuple(images.shape[1:])}"
+            + ("; does a label lack in the first column?" if found + 1 == inputs else "")
         )
     try:
         normalization = Normalization(**meta.get("normalization", {"kind": "none"}))

@@ -84,7 +84,7 @@ def _read(
     device: torch.device,
 ) -> Data:
     """The data set with the labels that are asked for, and its parts as tensors."""
-    dataset = load_source(settings.source, settings.name, settings.dir, settings.class_names)
+    dataset = load_source(settings.source, settings.name, settings.place, settings.class_names)
     dataset = relabel(dataset, settings.labels, settings.test_labels, settings.seed)
     assert dataset.train is not None and dataset.class_names is not None
     prepared = prepare(

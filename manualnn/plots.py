@@ -1,6 +1,6 @@
 """Figures from records and images. Nothing here knows a network; files are written by `save`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from .files import replacing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 COLORS = {"train": "#4c72b0", "valid": "#dd8452", "test": "#55a868"}
 NAMES = {"valid": "validation", "test": "test (no choice depends on it)"}
@@ -97,20 +98,32 @@ def _by_setting(axes: "Axes", networks: Networks, measure: str, train_label: str
 
 def _cut_off_explosions(axes: "Axes", measure: str) -> None:
     """A network that explodes must not hide the others."""
-    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
-    values = values[np.isfinite(values)]
-    if measure == "loss" and len(values) and values.max() > 20 * np.median(values):
-        axes.set_ylim(0, 5 * float(np.median(values)))
+    values = _values(axes.lines)
+    if measure != "loss" or not len(values) or values.max() <= 20 * np.median(values):
+        return
+    top = 5 * float(np.median(values))
+    if axes.get_yscale() == "log":
+        axes.set_ylim(top=2 * top)
+    else:
+        axes.set_ylim(0, top)
 
 
-def _finish(axes: "Axes", measure: str) -> None:
+def _values(lines: "Iterable[Line2D]") -> np.ndarray:
+    """The finite values that lines are drawn through."""
+    values = [np.asarray(line.get_ydata(), float) for line in lines]
+    joined = np.concatenate([*values, np.empty(0)])
+    return joined[np.isfinite(joined)]
+
+
+def _finish(axes: "Axes", measure: str, lines: "Sequence[Line2D] | None" = None) -> None:
+    """Name the axes; that of accuracies is made for `lines`, by default all."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy in %" if measure == "accuracy" else "loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if measure == "accuracy":
-        _cut_off_the_first_epochs(axes)
+        _fit_accuracies(axes, lines or axes.lines)
     _frame(axes, 8 if len(axes.lines) > 6 else None)
 
 
@@ -121,29 +134,37 @@ def _frame(axes: "Axes", size: int | None = 8) -> None:
     axes.legend(frameon=False, fontsize=size)
 
 
-def _cut_off_the_first_epochs(axes: "Axes") -> None:
-    """Give the lowest quarter of the values little of the axis: the end is what matters."""
-    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
-    values = values[np.isfinite(values)]
+def _fit_accuracies(axes: "Axes", lines: "Sequence[Line2D]") -> None:
+    """An axis for `lines`, with little of it for their lowest quarter: the end is what matters."""
+    values = _values(lines)
     if len(values) > 8:
         low, middle, high = np.quantile(values, [0.0, 0.25, 1.0])
         if 0 < high - middle < (high - low) / 4:
-            axes.set_ylim(max(low, high - 4 * (high - middle)), high + 0.15 * (high - middle))
+            low = max(low, high - 4 * (high - middle))
+        elif len(lines) == len(axes.lines) or low == high:
+            return
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 
 def comparison(
     runs: Sequence[tuple[str, Sequence[Sequence[dict[str, Any]]]]], title: str
 ) -> "Figure":
-    """Loss and accuracy of each run, its networks' rows of history.csv, against epochs and steps:
-    the mean over seeds, solid on validation, else test data, dotted in training."""
+    """Loss (logarithmic) and accuracy of each run, its networks' rows of history.csv, against
+    epochs and steps: the mean over seeds, solid on validation, else test data, dotted in training.
+
+    Where a run learned nothing the axis of accuracy is that of the others, and its legend says so.
+    """
     figure = _figure(12, 8)
     figure.suptitle(title)
     rows = [row for _, networks in runs for network in networks for row in network]
     part = "valid" if any(row["valid_loss"] is not None for row in rows) else "test"
+    ends = {label: _last_accuracy(networks, part) for label, networks in runs}
+    failed = {label for label, end in ends.items() if end < max(ends.values()) / 2}
     grid = figure.subplots(2, 2)
     for axes, (measure, along) in zip(
         grid.flat, [(m, x) for m in ("loss", "accuracy") for x in ("epoch", "step")], strict=True
     ):
+        learned: list[Line2D] = []
         for number, (label, networks) in enumerate(runs):
             for shown, style in (("train", ":"), (part, "-")):
                 lines = [line for n in networks if (line := _points(n, shown, measure, along))]
@@ -153,8 +174,11 @@ def comparison(
                 x = [column[0][0] for column in columns]
                 y = np.array([[value for _, value in column] for column in columns])
                 color, name = f"C{number % 10}", _short(label) if shown == part else None
+                if name and measure == "accuracy" and label in failed:
+                    name += f": {ends[label]:.1f} %, below"
                 marker = "o" if len(x) == 1 else None
-                axes.plot(x, y.mean(1), style, color=color, label=name, marker=marker)
+                drawn = axes.plot(x, y.mean(1), style, color=color, label=name, marker=marker)
+                learned += drawn if label not in failed else []
                 if y.shape[1] < 2 or shown != part:
                     continue
                 mean, std = y.mean(1), y.std(1, ddof=1)
@@ -162,12 +186,20 @@ def comparison(
                     axes.fill_between(
                         x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0
                     )
-        _finish(axes, measure)
+        if measure == "loss":
+            axes.set_yscale("log")
+        _finish(axes, measure, learned)
         _cut_off_explosions(axes, measure)
         axes.set_xlabel(along if along == "epoch" else "training step")
         name = NAMES[part] if part == "valid" else "test"
         axes.set_title(f"{measure}, solid: {name}, dotted: train", fontsize=9)
     return figure
+
+
+def _last_accuracy(networks: Sequence[Sequence[dict[str, Any]]], part: str) -> float:
+    """The mean of the last measured accuracies, in %; 0 where nothing was measured."""
+    lines = [line for n in networks if (line := _points(n, part, "accuracy"))]
+    return float(np.mean([line[-1][1] for line in lines])) if lines else 0.0
 
 
 def memorisation(

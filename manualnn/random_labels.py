@@ -138,7 +138,7 @@ def runs(
     """
     settings = config.members()[0].data
     if labels > 2:
-        dataset = load(settings.name, settings.dir, ("train",), class_names=settings.class_names)
+        dataset = load(settings.name, settings.place, ("train",), class_names=settings.class_names)
         classes = len(dataset.class_names or ())
         if classes != labels:
             own = f"2, or {classes}" if classes > 2 else "2"

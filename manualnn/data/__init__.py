@@ -1,6 +1,8 @@
 """Data sets as tensors: find the files, read them, split, normalise."""
 
 from .augment import Augment
+from .csv_set import Place, csv_files
+from .export import export_csv
 from .idx import read_idx
 from .labels import corrupt, relabel
 from .prepare import Normalization, Prepared, Samples, prepare, split
@@ -13,10 +15,13 @@ __all__ = [
     "Dataset",
     "Examples",
     "Normalization",
+    "Place",
     "Prepared",
     "Samples",
     "corrupt",
+    "csv_files",
     "example_shape",
+    "export_csv",
     "load",
     "load_source",
     "prepare",

@@ -5,7 +5,7 @@ import re
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ..errors import InputError, hint
 from ..files import PACKAGE, cache_folder
+from .csv_set import Place, csv_files, read_csv
 from .idx import read_idx
+from .table import line_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ DATASETS = {
         ),
     ),
 }
-NAMES = (*DATASETS, "idx")
+NAMES = (*DATASETS, "idx", "csv")
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Dataset:
 
 def load(
     name: str,
-    data_dir: Path | str | None = None,
+    data_dir: Place = None,
     parts: tuple[str, ...] = ("train", "test"),
     optional: tuple[str, ...] = (),
     class_names: tuple[str, ...] | None = None,
@@ -107,17 +109,24 @@ def load(
     """Read the `parts` ("train", "test") of data set `name` and check that they fit together.
 
     `data_dir`, else `$MANUALNN_DATA`, else what is bundled, else the per-user cache, which
-    torchvision's downloader fills. Parts in `optional` may be missing in a folder the user named.
-    Raises InputError.
+    torchvision's downloader fills; of "csv" a folder or the file of each part. Parts in `optional`
+    may be missing in a folder the user named. Raises InputError.
     """
     if name not in NAMES:
         raise InputError(f"unknown data set {name!r}; {hint(name, NAMES)}")
-    files, where, md5 = _locate(name, data_dir, parts, optional)
-    read = {
-        part: _read_part(files[part, "images"], files[part, "labels"], part, md5)
-        for part in parts
-        if (part, "images") in files
-    }
+    md5: dict[tuple[str, str], str] = {}
+    if name == "csv":
+        labelled = csv_files(data_dir, parts, optional)
+        read = {part: Examples(*pair) for part, pair in read_csv(labelled).items()}
+        where = ", ".join(map(str, labelled.values()))
+    else:
+        assert not isinstance(data_dir, Mapping)
+        files, where, md5 = _locate(name, data_dir, parts, optional)
+        labelled = {part: files[part, "labels"] for part in parts if (part, "labels") in files}
+        read = {
+            part: _read_part(files[part, "images"], path, part, md5)
+            for part, path in labelled.items()
+        }
     shapes = {part: tuple(examples.images.shape[1:]) for part, examples in read.items()}
     if len(set(shapes.values())) > 1:
         raise InputError(f"{where}: train and test examples differ in shape: {shapes}")
@@ -133,14 +142,16 @@ def load(
         class_names = known.classes if fits else None
     for part, examples in read.items():
         if class_names is not None:
-            check_labels(examples.labels, len(class_names), str(files[part, "labels"]))
+            path = labelled[part]
+            lines = path if name == "csv" else None
+            check_labels(examples.labels, len(class_names), str(path), lines)
     return Dataset(name, where, read.get("train"), read.get("test"), class_names)
 
 
 def load_source(
     source: str,
     name: str,
-    data_dir: Path | str | None = None,
+    data_dir: Place = None,
     class_names: tuple[str, ...] | None = None,
     optional: tuple[str, ...] = ("test",),
 ) -> Dataset:
@@ -154,7 +165,7 @@ def load_source(
     return replace(dataset, train=dataset.test, test=None, class_names=names)
 
 
-def example_shape(name: str, data_dir: Path | str | None = None) -> tuple[tuple[int, ...], int]:
+def example_shape(name: str, data_dir: Place = None) -> tuple[tuple[int, ...], int]:
     """The shape of one example of a data set, and its number of classes.
 
     No file is needed for those that torchvision knows, unless `data_dir` or `$MANUALNN_DATA` may
@@ -167,14 +178,16 @@ def example_shape(name: str, data_dir: Path | str | None = None) -> tuple[tuple[
     return tuple(dataset.train.images.shape[1:]), len(dataset.class_names)
 
 
-def check_labels(labels: Tensor, classes: int, where: str) -> None:
-    """Raise InputError unless every label is in [0, classes)."""
+def check_labels(labels: Tensor, classes: int, where: str, table: Path | None = None) -> None:
+    """Raise InputError unless every label is in [0, classes); with the line in a CSV `table`."""
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         first = int(wrong[0])
+        at = f", line {line_of(table, first)}, column 1" if table else ""
+        of = "" if table else f" of example {first}"
         raise InputError(
-            f"{where}: label {int(labels[first])} of example {first} is outside the {classes}"
-            f" classes 0 to {classes - 1}"
+            f"{where}{at}: label {int(labels[first])}{of} is outside the {classes} classes 0 to"
+            f" {classes - 1}"
         )
 
 

@@ -1,12 +1,16 @@
 """CSV files of numbers: one example per line, a header or none; and idx or CSV told by content.
 
+A file that was read once is kept in the user's cache under the hash of its contents.
+
 Shapes: N examples, M columns.
 """
 
 import gzip
+import hashlib
 import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +18,12 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import cache_folder, replacing
 from .idx import read_idx
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 GZIP = b"\x1f\x8b"
+CACHED = 2**20  # bytes: smaller files are read as fast as their cache
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
 
 
@@ -65,6 +71,40 @@ def read_table(path: Path) -> tuple[Tensor, list[str] | None]:
         raise InputError(f"{path}: cannot be read as text: {error}") from None
     names = _fields(first)
     header = names if _is_header(names) else None
+    cached = _cached(path)
+    if cached:
+        with suppress(OSError, ValueError, EOFError):
+            values = np.load(cached, allow_pickle=False)
+            if values.ndim == 2 and values.dtype in (np.uint8, np.float32):
+                return torch.from_numpy(values), header
+    values = _parse(path, header)
+    if cached:
+        with suppress(OSError), replacing(cached) as temporary:
+            np.save(temporary, values)
+    return torch.from_numpy(values), header
+
+
+def line_of(path: Path, example: int) -> int:
+    """The number in the file of the line that holds an example, both from the first there is."""
+    numbers = (number for number, _ in _lines(path))
+    header = read_table(path)[1]
+    return next(n for i, n in enumerate(numbers, -1 if header else 0) if i == example)
+
+
+def _cached(path: Path) -> Path | None:
+    """Where the decoded contents of a large file belong."""
+    try:
+        if path.stat().st_size < CACHED:
+            return None
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+    return cache_folder() / "decoded" / f"{digest}.npy"
+
+
+def _parse(path: Path, header: list[str] | None) -> np.ndarray:
+    """The numbers below the header; InputError with the place of the first that is none."""
     for dtype in (np.uint8, np.float32):  # the first is nine times as fast
         try:
             with warnings.catch_warnings():
@@ -81,7 +121,7 @@ def read_table(path: Path) -> tuple[Tensor, list[str] | None]:
         if header and values.shape[1] != len(header):
             continue
         if values.size and (dtype is np.uint8 or np.isfinite(values).all()):
-            return torch.from_numpy(values), header
+            return values
     raise InputError(f"{path}: {_fault(path, header)}")
 
 

@@ -1,0 +1,96 @@
+"""A data set in CSV files: one example per line, its label first; test examples may have none.
+
+Shapes: N examples, D features.
+"""
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .table import line_of, read_table
+
+Place = Path | str | Mapping[str, str] | None
+NAMES = ("{}.csv", "{}.csv.gz")
+
+
+def csv_files(place: Place, parts: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Path]:
+    """The file of each part: `place` names them, or is a folder of train.csv and test.csv."""
+    if place is None:
+        raise InputError(
+            "data set 'csv' needs files: give --data FILE or FOLDER, or set data.train"
+        )
+    if isinstance(place, Mapping):
+        files = {part: Path(place[part]).expanduser() for part in parts if part in place}
+        if lacking := [part for part in parts if part not in files and part not in optional]:
+            raise InputError(f"data set 'csv' has no {lacking[0]} file: set data.{lacking[0]}")
+        return files
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder")
+    files = {}
+    for part in parts:
+        found = [path for name in NAMES if (path := folder / name.format(part)).is_file()]
+        if found:
+            files[part] = found[0]
+        elif part not in optional:
+            raise InputError(f"{folder} lacks {part}.csv (plain or .gz)")
+    return files
+
+
+def read_csv(files: Mapping[str, Path]) -> dict[str, tuple[Tensor, Tensor]]:
+    """(features, labels (N,) int64) of each part that has labels.
+
+    Features are (N, D), or images (N, 1, side, side) where they are bytes and D is a square of at
+    least 64. A test file of one column less than the training file holds features only and is left
+    out, with a note. Raises InputError with the file, and the line and column where there is one.
+    """
+    tables = {part: read_table(path)[0] for part, path in files.items()}
+    read = {}
+    for part, table in tables.items():
+        path, columns = files[part], table.shape[1]
+        expected = tables["train"].shape[1] if "train" in tables else columns
+        if part == "test" and columns == expected - 1:
+            print(f"note: {path}: holds no labels, so nothing is measured on it", file=sys.stderr)
+            continue
+        if columns != expected:
+            raise InputError(
+                f"{path}: has {columns} columns, but {files['train']} has {expected}: a label and"
+                f" {expected - 1} features"
+            )
+        if columns < 2 or (_side(columns) and not _side(columns - 1)):
+            raise InputError(
+                f"{path}: has {columns} columns, as features without a label; labels are needed, in"
+                " the first column"
+            )
+        read[part] = _images(table[:, 1:]), _labels(table[:, 0], path)
+    return read
+
+
+def _labels(column: Tensor, path: Path) -> Tensor:
+    labels = column.long()
+    wrong = ((labels != column) | (labels < 0)).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        raise InputError(
+            f"{path}: line {line_of(path, first)}, column 1: label {float(column[first]):g} is no"
+            " whole number from 0"
+        )
+    return labels
+
+
+def _images(features: Tensor) -> Tensor:
+    side = _side(features.shape[1])
+    if features.dtype == torch.uint8 and side:
+        return features.reshape(-1, 1, side, side)
+    return features
+
+
+def _side(count: int) -> int:
+    """The side of a square image of `count` pixels; 0 where it is none."""
+    side = math.isqrt(count)
+    return side if side * side == count and side >= 8 else 0

@@ -1,0 +1,54 @@
+"""A data set written as the files of an exercise that hands out CSV.
+
+Shapes: N examples, D features.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import write_csv
+from ..workspace import generator
+from .sources import Dataset
+
+EXPORT_STREAM = 0xE4B0
+
+
+def export_csv(dataset: Dataset, folder: Path, seed: int = 0, test: float = 0.2) -> dict[str, int]:
+    """Write all examples of a data set, in one random order that depends on `seed` alone.
+
+    `train.csv` has a label and the features in each line, `test.csv`, the share `test` of all,
+    only features, and `test_labels.csv` their labels. Returns the number of examples in each file.
+    Raises InputError where one of them exists or cannot be written.
+    """
+    parts = [part for part in (dataset.train, dataset.test) if part is not None]
+    features = torch.cat([part.images.flatten(1) for part in parts])
+    labels = torch.cat([part.labels for part in parts])
+    order = torch.randperm(len(labels), generator=generator(seed, EXPORT_STREAM))
+    held_out, chosen = order.tensor_split([round(test * len(order))])
+    names = [f"pixel{i + 1}" for i in range(features.shape[1])]
+    tables = {
+        "train.csv": (["label", *names], _rows(chosen, labels[:, None], features), len(chosen)),
+        "test.csv": (names, _rows(held_out, features), len(held_out)),
+        "test_labels.csv": (["label"], _rows(held_out, labels[:, None]), len(held_out)),
+    }
+    for name in tables:
+        if (folder / name).exists():
+            raise InputError(f"{folder / name} exists; remove it or choose another --out")
+    try:
+        for name, (header, rows, _) in tables.items():
+            write_csv(folder / name, header, rows)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be written: {error.strerror or error}") from None
+    return {name: count for name, (_, _, count) in tables.items()}
+
+
+def _rows(index: Tensor, *columns: Tensor) -> Iterator[list[Any]]:
+    """The rows `index` of tables side by side, some at a time."""
+    for part in index.split(1000):
+        for cells in zip(*(table[part].tolist() for table in columns), strict=True):
+            yield [value for cell in cells for value in cell]
