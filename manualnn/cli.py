@@ -247,6 +247,52 @@ def compare(
     print(f"{folder}: comparison.png, comparison.csv, comparison.txt, comparison.json")
 
 
+@app.command()
+def show(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="NAME|PATH", help="A data set, a CSV file, or a folder of either."),
+    ] = "mnist",
+    out: Annotated[
+        Path | None, typer.Option(help="The picture; default NAME.png.", show_default=False)
+    ] = None,
+    examples: Annotated[int, typer.Option(help="Images of each class.")] = 4,
+    class_names: Annotated[
+        str | None, typer.Option(help="Names of the classes, as in cat,dog.", show_default=False)
+    ] = None,
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    permute_seed: Annotated[
+        int | None,
+        typer.Option(help="Beside each its pixels in the order of data.permute_seed."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
+    data_dir: DataDir = None,
+) -> None:
+    """Show examples of each class as one picture, a row for each class."""
+    from . import show as showing
+    from .config import data_flags
+
+    if split not in ("train", "test"):
+        raise InputError(f"--split {split}: use train or test")
+    if examples < 1:
+        raise InputError(f"--examples {examples}: must be at least 1")
+    flags = data_flags(data, data_dir)
+    name, file = str(flags["data.name"]), flags.get("data.train")
+    names = tuple(part.strip() for part in class_names.split(",")) if class_names else None
+    figure = showing.show(
+        name,
+        {split: file} if file else flags["data.dir"],
+        split,
+        names,
+        examples,
+        seed,
+        permute_seed,
+    )
+    path = out or Path(f"{Path(data).stem}.png")
+    showing.save(figure, path)
+    print(path)
+
+
 data_app = typer.Typer(no_args_is_help=True, help="Data sets as files.")
 app.add_typer(data_app, name="data")
 

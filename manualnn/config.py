@@ -289,7 +289,10 @@ def data_flags(value: str | None, data_dir: str | None) -> dict[str, str | None]
     folder of CSV or idx files. Raises InputError."""
     known = get_args(get_type_hints(Data)["name"])
     path = Path(value or "").expanduser()
-    if value is None or value in known or not (path.exists() or path.suffix or "/" in value):
+    is_name = value in known and not (
+        value in ("csv", "idx") and data_dir is None and path.is_dir()
+    )
+    if value is None or is_name or not (path.exists() or path.suffix or "/" in value):
         return {"data.name": value, "data.dir": data_dir}
     if data_dir is not None:
         raise InputError(f"--data {value} is a path; leave out --data-dir")

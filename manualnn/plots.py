@@ -381,8 +381,38 @@ def image_grid(
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for axes, image, caption in zip(figure.axes, images, captions, strict=False):
-        if image.ndim == 3:
-            image = np.moveaxis(image, 0, -1) if len(image) in (3, 4) else image[0]
-        axes.imshow(image, cmap="gray_r")
+        _draw(axes, image)
         axes.set_title(caption, fontsize=8)
     return figure
+
+
+def class_grid(
+    rows: Sequence[np.ndarray],
+    names: Sequence[str],
+    title: str,
+    permuted: Sequence[np.ndarray] | None = None,
+) -> "Figure":
+    """A row of images (n, C, H, W) for each class after its name; each beside its permuted self."""
+    each = 1 if permuted is None else 2
+    columns = each * max(map(len, rows))
+    figure = _figure(1.05 * columns + 1.4, 1.05 * len(rows) + 0.6)
+    figure.suptitle(title)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for i, (line, images, name) in enumerate(zip(grid, rows, names, strict=True)):
+        for axes in line:
+            axes.axis("off")
+        for j, image in enumerate(images):
+            _draw(line[each * j], image)
+            if permuted is not None:
+                _draw(line[each * j + 1], permuted[i][j])
+        line[0].text(
+            -0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=10
+        )
+    return figure
+
+
+def _draw(axes: "Axes", image: np.ndarray) -> None:
+    """An image (H, W) or (C, H, W), one channel as black on white."""
+    if image.ndim == 3:
+        image = np.moveaxis(image, 0, -1) if len(image) in (3, 4) else image[0]
+    axes.imshow(image, cmap="gray_r")
