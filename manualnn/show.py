@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import plots
-from .data import Place, load_source
+from .data import Place, load, load_source
 from .data.prepare import permutation
 from .errors import InputError
 from .workspace import generator
@@ -32,7 +32,10 @@ def show(
     With `permute_seed` each stands beside itself as a network gets it, its pixels in one fixed
     random order. `source` "test" shows test images. Raises InputError where these are no images.
     """
-    dataset = load_source(source, name, place, class_names)
+    if source == "train":
+        dataset = load(name, place, ("train",), class_names=class_names)
+    else:
+        dataset = load_source(source, name, place, class_names)
     assert dataset.train is not None and dataset.class_names is not None
     images, labels = dataset.train.images, dataset.train.labels
     if images.dim() != 4:

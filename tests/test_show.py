@@ -65,7 +65,7 @@ def test_show_writes_a_picture_or_one_line(run, tmp_path):
     for arguments, text in (
         (["t.csv"], "t.csv: examples of 2 values are no images"),
         (["csv/test.csv"], "as features without a label"),
-        (["csv", "--class-names", "a,b"], "label 2 is outside the 2 classes"),
+        (["csv", "--class-names", "a,b"], "label 3 is outside the 2 classes"),
         (["clothes", "--split", "valid"], "--split valid: use train or test"),
         (["clothes", "--out", "t.csv/x.png"], "--out t.csv/x.png: cannot be written"),
     ):
