@@ -317,6 +317,78 @@ def export_csv(
     print("\n".join(f"{out / file}: {count:,} examples" for file, count in counts.items()))
 
 
+@app.command()
+def sweep(
+    config: Config = "fashion-logistic",
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=LIST", help="Values of a key, as in train.l2=[0, 1e-4]; adds to [grid]."
+        ),
+    ] = None,
+    set_: Sets = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Networks of each combination.", show_default="1")
+    ] = None,
+    epochs: Epochs = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder; default runs/NAME-sweep.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    retrain: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Then train N networks of the best combination on training and validation examples"
+            " together, measure them on the test set, and write predictions.csv.",
+        ),
+    ] = 0,
+    most: Annotated[int, typer.Option("--top", help="Rows of the table to print; 0: all.")] = 10,
+    quiet: Quiet = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print sweep.json.")] = False,
+) -> None:
+    """Train every combination of CONFIG's [grid], rank them by validation accuracy, and say which
+    factor matters most.
+
+    The test set is not touched; combinations that differ in learning rate, momentum, penalties,
+    dropout or seed alone train together.
+    """
+    from .config import data_flags, load_config
+
+    if seeds is not None and seeds < 1:
+        raise InputError(f"--seeds {seeds}: must be at least 1")
+    if retrain < 0:
+        raise InputError(f"--retrain {retrain}: must be at least 0")
+    many = list(range(seeds)) if seeds else None
+    flags = {"train.epochs": epochs, "train.seeds": many, **data_flags(data, data_dir)}
+    gridded = load_config(config, set_, flags, grid)
+
+    from . import experiment
+    from . import sweep as sweeping
+
+    name = f"{gridded.name}-sweep"
+    run = experiment.Run(sweeping.configure(gridded, name), out, device, resume)
+    _follow(run, quiet)
+    result = sweeping.summarise(run.folder, gridded)
+    if not json_:
+        print("\n".join(sweeping.table(result["rows"], most)))
+        print(f"\n{textwrap.fill(result['findings'], 100)}\n")
+        print(f"{run.folder}: sweep.csv, sweep.json, marginals.png, heatmaps.png, best-curves.png")
+    if retrain:
+        best = sweeping.retrain(run.folder, gridded, range(retrain), device, resume)
+        metrics = _follow(best, quiet)
+        written = sweeping.write_predictions(best.folder, best.config.data, device)
+        result |= {"retrained": metrics | {"out": str(best.folder)}}
+        if not json_:
+            _print_metrics(metrics, best.folder)
+            print(f"{written}: predictions" if written else "no test examples to predict")
+    if json_:
+        print(experiment.to_json(result), end="")
+
+
 @app.command("lr-find")
 def lr_find(
     config: Config = "mnist-mlp",

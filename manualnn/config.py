@@ -4,10 +4,13 @@ An unknown key, a wrong type or a value out of range is an InputError that names
 where it can be found, the key, and the nearest valid one.
 """
 
+import copy
+import itertools
 import math
 import re
 import tomllib
 import types
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -34,10 +37,10 @@ class Data:
     """`valid` is a count, or a fraction where it is a float; `seed` is that of the split.
 
     `train` and `test` are the files of the data set "csv", in place of a folder `dir`.
-    `source` is the file that is split, `permute_seed` fixes one random order of the pixels,
-    `augment` is as in `["hflip", "shift:2"]`. `labels` are those given or their parity;
-    `corruption` is the fraction of the training labels that random classes replace, `test_labels`
-    what the test set is measured against.
+    `source` is the file that is split, `use_test` false leaves the test set alone, `permute_seed`
+    fixes one random order of the pixels, `augment` is as in `["hflip", "shift:2"]`. `labels` are
+    those given or their parity; `corruption` is the fraction of the training labels that random
+    classes replace, `test_labels` what the test set is measured against.
     """
 
     name: Literal["mnist", "fashion-mnist", "kmnist", "idx", "csv"] = "mnist"
@@ -52,6 +55,7 @@ class Data:
     normalize: Literal["none", "unit", "standard", "feature"] = "standard"
     source: Literal["train", "test"] = "train"
     permute_seed: int | None = _range(None, at_least=0)
+    use_test: bool = True
     augment: tuple[str, ...] | None = None
     labels: Literal["given", "parity"] = "given"
     corruption: Column = _range(0.0, at_least=0, at_most=1)
@@ -173,7 +177,8 @@ class Config:
     """Everything that an experiment depends on, besides the files of its data set.
 
     `name` is the file's. `overrides` are the `[[run]]` tables as they were written, `runs` what
-    each makes of the rest, with its `label`; without any the config itself is the only run.
+    each makes of the rest, with its `label`; without any the config itself is the only run. `grid`
+    has the values of each dotted key that a sweep combines; nothing else reads it.
     """
 
     data: Data = Data()
@@ -183,6 +188,7 @@ class Config:
     label: str = ""
     overrides: tuple[dict[str, Any], ...] = ()
     runs: "tuple[Config, ...]" = ()
+    grid: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
     def members(self) -> "tuple[Config, ...]":
         """The runs, each a config without `[[run]]`."""
@@ -238,8 +244,39 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as in the TOML file; keys that are not set are left out."""
-        tree = {key: asdict(getattr(self, key)) for key in TABLES}
-        return _plain(tree | ({"run": list(self.overrides)} if self.overrides else {}))
+        tree: dict[str, Any] = {key: asdict(getattr(self, key)) for key in TABLES}
+        tree |= {"run": list(self.overrides)} if self.overrides else {}
+        return _plain(tree | ({"grid": dict(self.grid)} if self.grid else {}))
+
+    def expand(self) -> "Config":
+        """The config with one run for each combination of the grid's values, in its order; each
+        run's label says them. Raises InputError where there is no grid."""
+        if not self.grid:
+            raise InputError(f"{self.name}: there is no [grid] to sweep over; give --grid KEY=LIST")
+        names = self.factors()
+        tree = self.to_dict()
+        del tree["grid"]
+        runs = []
+        for values in itertools.product(*(values for _, values in self.grid)):
+            run: dict[str, Any] = {}
+            for (key, _), value in zip(self.grid, values, strict=True):
+                _assign(tree, run, key, value, self.name)
+            labels = [f"{names[k]} {word(v)}" for (k, _), v in zip(self.grid, values, strict=True)]
+            runs.append({"label": ", ".join(labels)} | run)
+        return parse_config(tree | {"run": runs}, self.name)
+
+    def factors(self) -> dict[str, str]:
+        """A short name for each key of the grid."""
+        short = {}
+        for key, _ in self.grid:
+            *_, index, last = f".{key}".split(".")
+            short[key] = last
+            if key.startswith("model.layers.") and last in ("0", "1"):
+                layer = self.model.layers[int(index)][0]
+                sizes = {"linear": "units", "conv2d": "channels"}
+                short[key] = "activation" if last == "0" else sizes.get(layer, layer)
+        many = [name for name in short.values() if list(short.values()).count(name) > 1]
+        return {key: key if name in many else name for key, name in short.items()}
 
     def to_toml(self) -> str:
         """The resolved config as TOML, which reproduces it."""
@@ -247,12 +284,15 @@ class Config:
 
 
 def load_config(
-    name: str | Path = DEFAULT, sets: list[str] | None = None, flags: dict[str, Any] | None = None
+    name: str | Path = DEFAULT,
+    sets: list[str] | None = None,
+    flags: dict[str, Any] | None = None,
+    grid: list[str] | None = None,
 ) -> Config:
-    """The config in a file or shipped under a bare name, changed by `sets`, then `flags`.
+    """The config in a file or shipped under a bare name, changed by `sets`, `flags`, then `grid`.
 
-    `sets` are "key=value"; `flags` maps a dotted key to a value, None where it was not given.
-    Raises InputError.
+    `sets` are "key=value", `grid` "key=list"; `flags` maps a dotted key to a value, None where it
+    was not given. Raises InputError.
     """
     path = find_shipped(name, "configs", ".toml", "config")
     try:
@@ -264,24 +304,36 @@ def load_config(
         raise InputError(f"{path}: not valid TOML: {error}") from None
     origins = {key: f"{path}:{line}" for key, line in _lines(text).items()}
     for assignment in sets or []:
-        key, found, raw = assignment.partition("=")
-        if not found:
-            raise InputError(f"--set {assignment}: write key=value, as in train.epochs=5")
-        try:
-            value = tomllib.loads(f"value = {raw}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = raw.strip()  # what is not TOML is a string
-        put(tree, key.strip(), value, f"--set {assignment}")
-        origins[key.strip()] = "--set"
+        key, value = _assignment("--set", assignment)
+        put(tree, key, value, f"--set {assignment}")
+        origins[key] = "--set"
     for key, value in (flags or {}).items():
         if value is not None:
             put(tree, key, value, key)
             origins[key] = FLAGS.get(key, "--" + key.rpartition(".")[2])
+    for assignment in grid or []:
+        key, value = _assignment("--grid", assignment)
+        table = tree.setdefault("grid", {})
+        if isinstance(table, dict):
+            table[key] = value
+        origins[f"grid.{key}"] = "--grid"
     # A run folder's config.toml is called as its folder is.
     stem = path.absolute().parent.name if path.name == "config.toml" else path.stem
     if (other := (flags or {}).get("data.name")) and (own := _prefix(stem)):
         stem = other + stem.removeprefix(own)  # kmnist-cnn on mnist is mnist-cnn
     return parse_config(tree, stem, origins, str(path))
+
+
+def _assignment(option: str, text: str) -> tuple[str, Any]:
+    """The key and value of KEY=VALUE; a value that is not TOML is a string."""
+    key, found, raw = text.partition("=")
+    if not found:
+        example = "train.l2=[0, 1e-4]" if option == "--grid" else "train.epochs=5"
+        raise InputError(f"{option} {text}: write key=value, as in {example}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), raw.strip()
 
 
 def data_flags(value: str | None, data_dir: str | None) -> dict[str, str | None]:
@@ -318,7 +370,7 @@ def parse_config(
 ) -> Config:
     """A Config from nested plain values. `origins` says where a dotted key was set."""
     origins = origins or {}
-    base = {key: value for key, value in tree.items() if key != "run"}
+    base = {key: value for key, value in tree.items() if key not in ("run", "grid")}
     overrides = tree.get("run", [])
     where = origins.get("run", default_origin)
     if not isinstance(overrides, list) or not all(isinstance(table, dict) for table in overrides):
@@ -339,7 +391,71 @@ def parse_config(
         merged = _merge(base, changes)
         runs.append(_parse_single(merged, name, origins | own, at, label))
     config = _parse_single(base, name, origins, default_origin, check=not runs)
-    return replace(config, overrides=tuple(overrides), runs=tuple(runs))
+    grid = _parse_grid(tree.get("grid", {}), config, origins, default_origin)
+    if grid and runs:
+        raise InputError(f"{where}: [[run]] and [grid] do not go together")
+    return replace(config, overrides=tuple(overrides), runs=tuple(runs), grid=grid)
+
+
+def _parse_grid(
+    table: Any, config: Config, origins: dict[str, str], default: str
+) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """The values of each dotted key; an InputError where the config cannot take one of them."""
+    if not isinstance(table, dict):
+        raise InputError(f"{origins.get('grid', default)}: grid must be a table, not {table!r}")
+    base, grid = config.to_dict(), []
+    for key, values in _flatten(table):
+        at = origins.get(f"grid.{key}", default)
+        if not isinstance(values, list) or not values:
+            raise InputError(f"{at}: grid.{key} = {values!r}: must be a list of values")
+        if any(values.count(value) > 1 for value in values):
+            raise InputError(f"{at}: grid.{key} = {values!r}: a value stands there twice")
+        for value in values:
+            run: dict[str, Any] = {}
+            _assign(base, run, key, value, f"{at}: grid")
+            _parse_single(_merge(base, run), config.name, origins | {key: f"{at}: grid"}, at)
+        grid.append((key, tuple(values)))
+    return tuple(grid)
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested tables."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _assign(base: dict[str, Any], run: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Put a grid's value into a run's changes of `base`. A number in `key` is a place in a list, of
+    which the run then has a copy."""
+    parts = key.split(".")
+    count = next((i for i, part in enumerate(parts) if i and part.isdigit()), len(parts))
+    *tables, name = parts[:count]
+    inside: Any = base
+    for table in tables:
+        run = run.setdefault(table, {})
+        inside = inside.get(table) if isinstance(inside, dict) else None
+    if count == len(parts):
+        run[name] = value
+        return
+    items = run.setdefault(name, copy.deepcopy(inside.get(name)) if inside else None)
+    for part in parts[count:-1]:
+        items = items[_place(items, part, f"{where}: {key}")]
+    items[_place(items, parts[-1], f"{where}: {key}")] = value
+
+
+def _place(items: Any, name: str, where: str) -> int:
+    if not isinstance(items, list) or not name.isdigit() or int(name) >= len(items):
+        size = len(items) if isinstance(items, list) else 0
+        raise InputError(f"{where}: {name} is no place in a list of {size}, counted from 0")
+    return int(name)
+
+
+def word(value: Any) -> str:
+    """A value for a reader: numbers in their shortest form."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _parse_single(
@@ -488,11 +604,13 @@ def _check(value: Any, limits: Any, where: str) -> None:
 
 
 def put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set dotted `key` in nested tables, for every run."""
+    """Set dotted `key` in nested tables, for every run, and take it out of the grid."""
     *tables, last = key.split(".")
     runs = tree.get("run", [])
-    for run in runs if isinstance(runs, list) else []:
+    for run in [*(runs if isinstance(runs, list) else []), tree.get("grid")]:
         table: Any = run
+        if isinstance(table, dict):
+            table.pop(key, None)
         for name in tables:
             table = table.get(name, {}) if isinstance(table, dict) else {}
         if isinstance(table, dict):
@@ -521,7 +639,7 @@ def _lines(text: str) -> dict[str, int]:
                 name = f"run.{runs - 1}.{name[4:]}"
             table = name + "."
             lines.setdefault(name, number)
-        elif match := re.match(r"\s*([\w.-]+)\s*=", line):
+        elif match := re.match(r"\s*\"?([\w.-]+)\"?\s*=", line):
             lines[table + match[1]] = number
     return lines
 

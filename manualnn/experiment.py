@@ -17,7 +17,7 @@ import torch
 from . import config as configs
 from . import plots
 from .config import Config, Population, load_config, parse_config
-from .data import Dataset, Prepared, load_source, prepare, relabel
+from .data import Dataset, Prepared, load, load_source, prepare, relabel
 from .data.sources import check_labels
 from .errors import InputError
 from .evaluation import RUNS, choose_device, draw_evaluation, evaluate_weights
@@ -84,7 +84,11 @@ def _read(
     device: torch.device,
 ) -> Data:
     """The data set with the labels that are asked for, and its parts as tensors."""
-    dataset = load_source(settings.source, settings.name, settings.place, settings.class_names)
+    name, place, names = settings.name, settings.place, settings.class_names
+    if settings.source == "train" and not settings.use_test:
+        dataset = load(name, place, ("train",), class_names=names)
+    else:
+        dataset = load_source(settings.source, name, place, names)
     dataset = relabel(dataset, settings.labels, settings.test_labels, settings.seed)
     assert dataset.train is not None and dataset.class_names is not None
     prepared = prepare(

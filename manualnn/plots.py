@@ -1,6 +1,6 @@
 """Figures from records and images. Nothing here knows a network; files are written by `save`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,10 +128,12 @@ def _finish(axes: "Axes", measure: str, lines: "Sequence[Line2D] | None" = None)
 
 
 def _frame(axes: "Axes", size: int | None = 8) -> None:
-    """Grid, no lines above and to the right, and a legend with letters of that size."""
+    """Grid, no lines above and to the right, and a legend with letters of that size where it has
+    few enough entries to be read."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=size)
+    if len(axes.get_legend_handles_labels()[1]) <= 16:
+        axes.legend(frameon=False, fontsize=size)
 
 
 def _fit_accuracies(axes: "Axes", lines: "Sequence[Line2D]") -> None:
@@ -416,3 +418,61 @@ def _draw(axes: "Axes", image: np.ndarray) -> None:
     if image.ndim == 3:
         image = np.moveaxis(image, 0, -1) if len(image) in (3, 4) else image[0]
     axes.imshow(image, cmap="gray_r")
+
+
+def marginals(factors: Mapping[str, Sequence[dict[str, Any]]], title: str) -> "Figure":
+    """For each factor the mean of each of its values, with one standard deviation over the
+    combinations, and the best of them: levels with `value` (a word), `mean`, `std` and `best` in
+    [0, 1]."""
+    columns = min(3, len(factors))
+    rows = -(-len(factors) // columns)
+    figure = _figure(4 * columns, 3.2 * rows + 0.4)
+    figure.suptitle(title)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes in grid.flat[len(factors) :]:
+        axes.axis("off")
+    for axes, (name, levels) in zip(grid.flat, factors.items(), strict=False):
+        known = [(i, level) for i, level in enumerate(levels) if level["mean"] is not None]
+        x = [i for i, _ in known]
+        means = [100 * level["mean"] for _, level in known]
+        stds = [100 * (level["std"] or 0) for _, level in known]
+        axes.errorbar(x, means, stds, marker="o", capsize=3, label="mean and std")
+        axes.plot(x, [100 * level["best"] for _, level in known], "x", color="C1", label="best")
+        axes.set_xticks(range(len(levels)), [level["value"] for level in levels])
+        axes.set_xlim(-0.5, len(levels) - 0.5)
+        axes.set_xlabel(name)
+        _frame(axes)
+        if axes is not grid.flat[0]:
+            axes.get_legend().remove()
+    for line in grid:
+        line[0].set_ylabel("validation accuracy in %")
+    return figure
+
+
+def heat_maps(
+    maps: Sequence[tuple[str, str, Sequence[Sequence[float | None]], Sequence[str], Sequence[str]]],
+    title: str,
+) -> "Figure":
+    """The mean accuracy of pairs of factors, over the others: (row factor, column factor, cells in
+    [0, 1], row values, column values)."""
+    columns = min(3, len(maps))
+    rows = -(-len(maps) // columns)
+    figure = _figure(4.2 * columns, 3.4 * rows + 0.5)
+    figure.suptitle(f"{title}: mean validation accuracy in %, over the other factors")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(maps) :]:
+        axes.axis("off")
+    for axes, (row, column, cells, row_values, column_values) in zip(grid.flat, maps, strict=False):
+        values = np.array([[np.nan if c is None else 100 * c for c in line] for line in cells])
+        known = values[np.isfinite(values)]
+        low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
+        axes.imshow(values, cmap="viridis", aspect="auto", vmin=low, vmax=high)
+        for (i, j), value in np.ndenumerate(values):
+            light = np.isfinite(value) and value > (low + high) / 2
+            text = f"{value:.1f}" if np.isfinite(value) else "-"
+            axes.text(j, i, text, ha="center", va="center", fontsize=8, color="k" if light else "w")
+        axes.set_xticks(range(len(column_values)), column_values)
+        axes.set_yticks(range(len(row_values)), row_values)
+        axes.set_xlabel(column)
+        axes.set_ylabel(row)
+    return figure

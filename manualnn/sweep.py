@@ -1,0 +1,283 @@
+"""A sweep: every combination of a grid trained, ranked by validation, and what each factor does.
+
+The networks are one run of many; those that differ in column hyperparameters alone train as one
+population. Everything here is read from the finished run's folder.
+"""
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import config as configs
+from . import plots
+from .config import Config, word
+from .data import csv_files
+from .errors import InputError
+from .evaluation import predict_file, prediction_lines
+from .experiment import Run, to_json
+from .files import write_csv, write_text
+from .results import Trained, read_run
+
+MOST = 6  # heat maps
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination: its value of each factor, and means over its seeds; accuracies in [0, 1].
+
+    `accuracy` is None where every network diverged.
+    """
+
+    label: str
+    values: dict[str, Any]
+    accuracy: float | None
+    std: float | None
+    loss: float | None
+    train_accuracy: float | None
+    diverged: int
+    rows: list[list[dict[str, Any]]]
+
+
+def configure(config: Config, name: str) -> Config:
+    """The config whose runs are the grid's: measured on validation data, the test set unused.
+
+    Raises InputError without a grid, or without validation data to choose by.
+    """
+    if not config.data.valid:
+        raise InputError(f"{config.name}: a sweep chooses by validation data: set data.valid")
+    chosen = replace(config, name=name, data=replace(config.data, use_test=False)).expand()
+    for run in chosen.members():
+        if len({replica.label for replica in run.replicas()}) > 1:
+            raise InputError(
+                f"{config.name}: a list in the config trains several networks of each combination;"
+                " put it into [grid]"
+            )
+    return chosen
+
+
+def summarise(folder: Path, config: Config) -> dict[str, Any]:
+    """Write `sweep.csv`, `sweep.json`, `sweep.txt`, `marginals.png`, `heatmaps.png` and
+    `best-curves.png` into a finished sweep's folder; gives what sweep.json holds.
+
+    `config` is the one with the grid. Raises InputError.
+    """
+    names = config.factors()
+    grid = {names[key]: list(values) for key, values in config.grid}
+    points = read_points(folder, config)
+    margins = {name: _margin(points, name, values) for name, values in grid.items()}
+    best = points[0]
+    rows = [_row(rank, point) for rank, point in enumerate(points, 1)]
+    result = {
+        "rows": rows,
+        "factors": margins,
+        "best": {key: best.values[names[key]] for key, _ in config.grid},
+        "findings": findings(points, margins),
+    }
+    write_csv(folder / "sweep.csv", list(rows[0]), (list(row.values()) for row in rows))
+    write_text(folder / "sweep.json", to_json(result))
+    write_text(folder / "sweep.txt", "\n".join([*table(rows), "", str(result["findings"]), ""]))
+    title = f"{folder.name}: {len(points)} combinations on {config.data.name}"
+    words = {name: list(map(word, values)) for name, values in grid.items()}
+    levels = {
+        name: [level | {"value": word(level["value"])} for level in margins[name]]
+        for name in margins
+        if len(grid[name]) > 1
+    }
+    if levels:
+        plots.save(plots.marginals(levels, title), folder / "marginals.png")
+    pairs = itertools.combinations([name for name in _by_range(margins) if name in levels], 2)
+    maps = [
+        (a, b, _cells(points, a, grid[a], b, grid[b]), words[a], words[b])
+        for a, b in itertools.islice(pairs, MOST)
+    ]
+    if maps:
+        plots.save(plots.heat_maps(maps, title), folder / "heatmaps.png")
+    joined = [row for network in best.rows for row in network]
+    plots.save(plots.curves(joined, f"best: {best.label}"), folder / "best-curves.png")
+    return result | {"out": str(folder)}
+
+
+def read_points(folder: Path, config: Config) -> list[Point]:
+    """The combinations in a finished sweep's folder, the best validation accuracy first."""
+    names, runs = config.factors(), config.expand().members()
+    networks: dict[str, list[Trained]] = {}
+    for network in read_run(folder):
+        networks.setdefault(network.replica.label, []).append(network)
+    if set(networks) != {run.label for run in runs}:
+        raise InputError(f"{folder}: holds another sweep than that of {config.name}")
+    points = [
+        _point(run.label, dict(zip(names.values(), values, strict=True)), networks[run.label])
+        for run, values in zip(
+            runs, itertools.product(*(values for _, values in config.grid)), strict=True
+        )
+    ]
+    return sorted(points, key=lambda point: (point.accuracy is None, -(point.accuracy or 0)))
+
+
+def _point(label: str, values: dict[str, Any], networks: list[Trained]) -> Point:
+    alive = [network for network in networks if not network.figures["diverged"]]
+    found = [network.figures["valid_accuracy"] for network in alive]
+    return Point(
+        label,
+        values,
+        statistics.fmean(found) if found else None,
+        statistics.stdev(found) if len(found) > 1 else None,
+        statistics.fmean(n.figures["valid_loss"] for n in alive) if found else None,
+        statistics.fmean(n.figures["train_accuracy"] for n in alive) if found else None,
+        len(networks) - len(alive),
+        [network.rows for network in networks],
+    )
+
+
+def _row(rank: int, point: Point) -> dict[str, Any]:
+    """A line of sweep.csv."""
+    return {
+        "rank": rank,
+        **point.values,
+        "valid_accuracy": point.accuracy,
+        "valid_accuracy_std": point.std,
+        "valid_loss": point.loss,
+        "train_accuracy": point.train_accuracy,
+        "n": len(point.rows),
+        "diverged": point.diverged,
+    }
+
+
+def _margin(points: Sequence[Point], name: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    """For each value of a factor the mean, deviation and best over all combinations that have it
+    and did not diverge."""
+    levels = []
+    for value in values:
+        having = [point for point in points if point.values[name] == value]
+        found = [point.accuracy for point in having if point.accuracy is not None]
+        levels.append(
+            {
+                "value": value,
+                "mean": statistics.fmean(found) if found else None,
+                "std": statistics.stdev(found) if len(found) > 1 else None,
+                "best": max(found, default=None),
+                "n": len(found),
+                "diverged": len(having) - len(found),
+            }
+        )
+    return levels
+
+
+def _range(levels: Sequence[dict[str, Any]]) -> float:
+    """How far the means of a factor's values lie apart."""
+    means = [level["mean"] for level in levels if level["mean"] is not None]
+    return max(means) - min(means) if means else 0.0
+
+
+def _by_range(margins: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The factors, the one that matters most first."""
+    return sorted(margins, key=lambda name: -_range(margins[name]))
+
+
+def _cells(
+    points: Sequence[Point], a: str, rows: Sequence[Any], b: str, columns: Sequence[Any]
+) -> list[list[float | None]]:
+    """The mean accuracy of each pair of values of two factors, over the others."""
+
+    def mean(row: Any, column: Any) -> float | None:
+        found = [
+            point.accuracy
+            for point in points
+            if (point.values[a], point.values[b]) == (row, column) and point.accuracy is not None
+        ]
+        return statistics.fmean(found) if found else None
+
+    return [[mean(row, column) for column in columns] for row in rows]
+
+
+def table(rows: Sequence[dict[str, Any]], most: int = 0) -> list[str]:
+    """The ranked combinations for a reader, as lines of one width; the first `most`, 0 for all."""
+    factors = list(rows[0])[1 : list(rows[0]).index("valid_accuracy")]
+    lines = [["rank", *factors, "validation", "loss", "training"]]
+    for row in rows[: most or None]:
+        cells = [str(row["rank"]), *(word(row[name]) for name in factors)]
+        if row["valid_accuracy"] is None:
+            lines.append([*cells, "diverged", "-", "-"])
+            continue
+        accuracy = _percent(row["valid_accuracy"], row["valid_accuracy_std"])
+        loss, training = f"{row['valid_loss']:.4f}", _percent(row["train_accuracy"])
+        lines.append([*cells, accuracy, loss, training])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    ]
+
+
+def _percent(value: float, std: float | None = None) -> str:
+    return f"{100 * value:.2f}" + (f" +- {100 * std:.2f}" if std is not None else "") + " %"
+
+
+def findings(points: Sequence[Point], margins: dict[str, list[dict[str, Any]]]) -> str:
+    """What the numbers say, in sentences that are true of them."""
+    best = points[0]
+    lost = sum(point.accuracy is None for point in points)
+    text = [f"{len(points)} combinations, chosen by validation accuracy."]
+    if lost:
+        text.append(f"{lost} diverged and count in no mean.")
+    if best.accuracy is None:
+        return " ".join([*text, "Lower the learning rates."])
+    text.append(f"Best: {best.label}, with {_percent(best.accuracy, best.std)}")
+    if len(points) > 1 and points[1].accuracy is not None:
+        gap = 100 * (best.accuracy - points[1].accuracy)
+        text[-1] += f", {gap:.2f} points above the next, {points[1].label}"
+    text[-1] += "."
+    order = _by_range(margins)
+    for number, name in enumerate(order):
+        levels = [level for level in margins[name] if level["mean"] is not None]
+        if len(levels) < 2:
+            continue
+        means = "; ".join(
+            f"{word(level['value'])}: {_percent(level['mean'], level['std'])}" for level in levels
+        )
+        what = "matters most" if number == 0 else "moves the mean"
+        text.append(f"{name} {what}, by {100 * _range(levels):.2f} points ({means}).")
+        ends = {word(levels[0]["value"]), word(levels[-1]["value"])}
+        numbers = all(isinstance(level["value"], int | float) for level in levels)
+        if numbers and len(levels) > 2 and word(best.values[name]) in ends:
+            text.append(f"The best {name} is at the edge of the grid.")
+    return " ".join(text)
+
+
+def retrain(
+    folder: Path,
+    config: Config,
+    seeds: Sequence[int] = (),
+    device: str = "auto",
+    resume: bool = False,
+) -> Run:
+    """The best combination, to be trained on training and validation examples together, into
+    `best/`; with early stopping, which needs them, the validation examples stay apart.
+
+    The run is measured on the test set, which had no part in the choice.
+    """
+    best = read_points(folder, config)[0]
+    runs = {run.label: run for run in config.expand().members()}
+    chosen = replace(runs[best.label], name=f"{config.name}-best", label="")
+    data = replace(chosen.data, use_test=True)
+    if not chosen.train.early_stopping.patience:
+        data = replace(data, valid=0)
+    train = replace(chosen.train, seeds=tuple(seeds)) if seeds else chosen.train
+    return Run(replace(chosen, data=data, train=train), folder / "best", device, resume)
+
+
+def write_predictions(folder: Path, data: configs.Data, device: str = "auto") -> Path | None:
+    """`predictions.csv` beside the weights in `folder`: the class of each example of the test part,
+    labelled or not. None where there is none."""
+    if data.name == "csv":
+        file = csv_files(data.place, ("test",), ("test",)).get("test")
+        if file is None:
+            return None
+        classes, _ = predict_file(folder, file, device)
+    else:
+        classes, _ = predict_file(folder, None, device, data.name, data.dir)
+    write_text(folder / "predictions.csv", "\n".join([*prediction_lines(classes), ""]))
+    return folder / "predictions.csv"

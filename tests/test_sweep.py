@@ -1,0 +1,170 @@
+"""Sweeps: the grid's combinations, what is read from their folder, the best one trained anew."""
+
+import csv
+import json
+import statistics
+
+import pytest
+
+from manualnn.config import load_config, parse_config
+from manualnn.errors import InputError
+from manualnn.results import read_run
+
+from .conftest import write_folder
+
+CONFIG = """
+[data]
+name = "idx"
+valid = 60
+[model]
+layers = [["linear", 8], ["relu"], ["dropout", 0.1], ["linear", "classes"]]
+[train]
+epochs = 2
+batch_size = 32
+[train.optimizer]
+learning_rate = 0.1
+[grid]
+"train.batch_size" = [16, 64]
+train.optimizer.learning_rate = [0.003, 0.3]
+"model.layers.0.1" = [4, 12]
+"model.layers.1.0" = ["relu", "tanh"]
+"model.layers.2.1" = [0.0, 0.2]
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "c.toml").write_text(CONFIG)
+    return load_config(tmp_path / "c.toml")
+
+
+def test_expand(config):
+    assert list(config.factors().values()) == [
+        "batch_size", "learning_rate", "units", "activation", "dropout",
+    ]  # fmt: skip
+    assert config.members() == (config,)  # train ignores the grid
+    runs = config.expand().members()
+    assert len(runs) == 32 and len({run.label for run in runs}) == 32
+    assert runs[0].label == (
+        "batch_size 16, learning_rate 0.003, units 4, activation relu, dropout 0"
+    )
+    last = runs[-1]
+    assert last.train.batch_size == 64 and last.train.optimizer.learning_rate == 0.3
+    assert last.model.layers == (("linear", 12), ("tanh",), ("dropout", 0.2), ("linear", "classes"))
+    assert runs[0].model.layers[1] == ("relu",) and config.model.layers[0] == ("linear", 8)
+    populations = config.expand().populations()
+    assert sorted(len(p.replicas) for p in populations) == [4] * 8  # rates and dropout are columns
+    assert parse_config(config.to_dict(), "c") == config
+
+
+def test_set_takes_a_key_out_of_the_grid(tmp_path, config):
+    path = tmp_path / "c.toml"
+    for key in ("train.batch_size", "train.optimizer.learning_rate"):
+        changed = load_config(path, [f"{key}=8"])
+        assert key not in dict(changed.grid) and len(changed.grid) == 4
+        assert len(changed.expand().members()) == 16
+    added = load_config(path, grid=["train.l2=[0.0, 0.1, 0.2]"])
+    assert len(added.expand().members()) == 96
+
+
+def test_a_sweep_ranks_and_explains(run, folder, tmp_path, config):
+    arguments = ["sweep", "c.toml", "--data-dir", folder, "--seeds", 2, "--device", "cpu"]
+    code, out, err = run(*arguments, "--json", "--retrain", 2)
+    assert code == 0, err
+    assert "part 1 of 8: training 8 network(s)" in err
+    result, swept = json.loads(out), tmp_path / "runs" / "c-sweep"
+    rows = result["rows"]
+    accuracies = [row["valid_accuracy"] for row in rows]
+    assert len(rows) == 32 and accuracies == sorted(accuracies, reverse=True)
+    networks = read_run(swept)
+    assert len(networks) == 64
+    best = [n for n in networks if n.replica.label in result["findings"].partition(", with")[0]]
+    assert len(best) == 2
+    assert rows[0]["valid_accuracy"] == pytest.approx(
+        statistics.fmean(n.figures["valid_accuracy"] for n in best)
+    )
+    assert all(n.figures["test_accuracy"] is None for n in networks)  # the test set is not touched
+    for name in ("marginals.png", "heatmaps.png", "best-curves.png"):
+        assert (swept / name).read_bytes().startswith(b"\x89PNG")
+    with (swept / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["valid_accuracy"]) for row in table] == accuracies
+
+    rates = result["factors"]["learning_rate"]
+    for level in rates:
+        found = [r["valid_accuracy"] for r in rows if r["learning_rate"] == level["value"]]
+        assert len(found) == level["n"] == 16
+        assert level["mean"] == pytest.approx(statistics.fmean(found))
+        assert level["std"] == pytest.approx(statistics.stdev(found))
+        assert level["best"] == max(found)
+    assert rates[1]["mean"] > rates[0]["mean"] + 0.1  # which the data show clearly
+    assert "learning_rate matters most" in result["findings"]
+    assert result["best"]["train.optimizer.learning_rate"] == 0.3
+
+    again = result["retrained"]
+    assert again["n"] == 2 and again["test_accuracy"] > 0.7 and again["valid_accuracy"] is None
+    assert again["train_samples"] == 300  # with those that validated
+    predictions = (swept / "best" / "predictions.csv").read_text().split()
+    assert len(predictions) == 60 and set(predictions) <= set("0123")
+
+    code, resumed, err = run(*arguments, "--json", "--resume")
+    assert code == 0 and json.loads(resumed) == {
+        k: v for k, v in result.items() if k != "retrained"
+    }
+    code, out, _ = run(*arguments, "--resume", "--top", 3)
+    lines = out.splitlines()
+    assert lines[0].split()[:3] == ["rank", "batch_size", "learning_rate"]
+    assert lines[3].split()[0] == "3" and "combinations, chosen by validation" in out
+
+
+def test_diverged_combinations_count_in_no_mean(run, folder, tmp_path):
+    (tmp_path / "c.toml").write_text(CONFIG)
+    grid = ["--grid", "train.optimizer.learning_rate=[0.1, 1e30]", "--set", "train.batch_size=64"]
+    grid += ["--set", "train.loss=squared_error", "--set", "model.layers=[['linear', 'classes']]"]
+    drop = [a for i in "012" for a in ("--grid", f"model.layers.{i}.1=[1]")]
+    code, out, err = run("sweep", "c.toml", "--data-dir", folder, *grid, *drop)
+    assert code == 2 and "is no place in a list of" in err
+    text = CONFIG.partition("[grid]")[0].replace('["dropout", 0.1], ', "")
+    (tmp_path / "c.toml").write_text(text + '[grid]\ntrain.loss = ["squared_error"]\n')
+    code, out, err = run("sweep", "c.toml", "--data-dir", folder, *grid[:2], "--device", "cpu")
+    assert code == 0, err
+    assert "1 diverged and count in no mean" in out and "diverged" in out.splitlines()[2]
+    assert "learning_rate matters most" not in out  # one value is left
+
+
+def test_bad_grids_are_one_line(run, tmp_path):
+    write_folder(tmp_path / "data")
+    for grid, text in (
+        ('train.l3 = [1]', "c.toml:5: grid: train.l3: unknown key; valid: batch_size"),
+        ('"train.l2" = [0, -1]', "c.toml:5: grid: train.l2 = -1.0: must be at least 0"),
+        ('"train.l2" = 1', "c.toml:5: grid.train.l2 = 1: must be a list of values"),
+        ('"train.l2" = []', "must be a list of values"),
+        ('"train.l2" = [1, 1]', "a value stands there twice"),
+        ('"model.layers.4.1" = [1]', "c.toml:5: grid: model.layers.4.1: 4 is no place in a list"),
+        ('"train.l2" = [0, 1]\n[[run]]\nlabel = "a"', "[[run]] and [grid] do not go together"),
+    ):  # fmt: skip
+        start = '[data]\nname = "idx"\nvalid = 60\n[grid]\n'
+        (tmp_path / "c.toml").write_text(f"{start}{grid}\n")
+        code, out, err = run("sweep", "c.toml", "--data-dir", "data")
+        assert (code, out, err.count("\n")) == (2, "", 1) and text in err, err
+    (tmp_path / "c.toml").write_text('[data]\nname = "idx"\n')
+    for arguments, text in (
+        ([], "set data.valid"),
+        (["--set", "data.valid=60"], "there is no [grid] to sweep over"),
+        (["--set", "data.valid=60", "--grid", "train.l2"], "--grid train.l2: write key=value"),
+        (["--set", "data.valid=60", "--grid", "train.l9=[1]"], "--grid: grid: train.l9"),
+        (["--set", "data.valid=60", "--set", "train.l1=[0, 1]", "--grid", "train.l2=[0, 1]"],
+         "put it into [grid]"),
+        (["--seeds", "0"], "--seeds 0"),
+        (["--retrain", "-1"], "--retrain -1"),
+    ):  # fmt: skip
+        code, out, err = run("sweep", "c.toml", "--data-dir", "data", *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1) and text in err, err
+
+
+def test_the_run_of_another_grid_is_refused(config, tmp_path):
+    from manualnn import sweep
+
+    (tmp_path / "metrics.json").write_text('{"runs": []}')
+    with pytest.raises(InputError, match="holds"):
+        sweep.read_points(tmp_path, config)
