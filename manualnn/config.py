@@ -440,7 +440,7 @@ def _assign(base: dict[str, Any], run: dict[str, Any], key: str, value: Any, whe
     if count == len(parts):
         run[name] = value
         return
-    items = run.setdefault(name, copy.deepcopy(inside.get(name)) if inside else None)
+    items: Any = run.setdefault(name, copy.deepcopy(inside.get(name)) if inside else None)
     for part in parts[count:-1]:
         items = items[_place(items, part, f"{where}: {key}")]
     items[_place(items, parts[-1], f"{where}: {key}")] = value
