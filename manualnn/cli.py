@@ -389,6 +389,32 @@ def sweep(
         print(experiment.to_json(result), end="")
 
 
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of one or two finished runs.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The PDF; default report.pdf in the first RUN.")
+    ] = None,
+    author: Annotated[str, typer.Option(help="A line with names and ids.")] = "",
+    notes: Annotated[
+        Path | None, typer.Option(help="Markdown: attempts and conclusions, for the last page.")
+    ] = None,
+    derivation: Annotated[
+        bool, typer.Option("--derivation", help="Append the gradient of softmax regression.")
+    ] = False,
+) -> None:
+    """Write finished runs as a PDF of at most two pages: architecture, training, curves, results.
+
+    A run of random labels has a page with its losses and their explanation. --derivation appends a
+    page of its own.
+    """
+    from . import report as reporting
+
+    print(reporting.report(runs, out, author, notes, derivation))
+
+
 @app.command("lr-find")
 def lr_find(
     config: Config = "mnist-mlp",

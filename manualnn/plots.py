@@ -11,6 +11,7 @@ from .files import replacing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
     from matplotlib.lines import Line2D
 
 COLORS = {"train": "#4c72b0", "valid": "#dd8452", "test": "#55a868"}
@@ -37,14 +38,21 @@ def curves(rows: Sequence[dict[str, Any]], title: str, train_label: str = "train
     """
     figure = _figure(10, 4.2)
     figure.suptitle(title)
-    networks: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
+    for axes, measure in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
+        draw_curves(axes, rows, measure, train_label)
+    return figure
+
+
+def draw_curves(
+    axes: "Axes", rows: Sequence[dict[str, Any]], measure: str, train_label: str = "train"
+) -> None:
+    """One panel of `curves`: "accuracy" or "loss" against epochs."""
+    networks: Networks = {}
     for row in rows:
         networks.setdefault((row["run"], row["seed"]), []).append(row)
     draw = _by_setting if len({run for run, _ in networks}) > 1 else _by_part
-    for axes, measure in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
-        draw(axes, networks, measure, train_label)
-        _finish(axes, measure)
-    return figure
+    draw(axes, networks, measure, train_label)
+    _finish(axes, measure)
 
 
 def _short(label: str) -> str:
@@ -215,10 +223,18 @@ def memorisation(
     """
     figure = _figure(11, 4.6)
     figure.suptitle(title)
+    draw_memorisation(figure.subplots(1, 2), networks, guess)
+    return figure
+
+
+def draw_memorisation(
+    panels: "Iterable[Axes]", networks: Sequence[dict[str, Any]], guess: tuple[str, float] | None
+) -> None:
+    """The two panels of `memorisation`."""
     groups = _by_settings(networks)
     most = max(row["epoch"] for network in networks for row in network["rows"])
     long = most > 4 * min(len(network["rows"]) for network in networks)
-    for axes, scale in zip(figure.subplots(1, 2), ("linear", "log"), strict=True):
+    for axes, scale in zip(panels, ("linear", "log"), strict=True):
         for number, (name, group) in enumerate(groups.items()):
             for part, style in (("train", "--"), ("test", "-")):
                 color = COLORS[part] if len(groups) == 1 else f"C{number}"
@@ -243,7 +259,6 @@ def memorisation(
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
         _frame(axes)
-    return figure
 
 
 def _by_settings(networks: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -348,29 +363,36 @@ def weight_grid(weights: np.ndarray, title: str, columns: int = 16) -> "Figure":
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
     """Counts (K, K) of true class (row) against predicted class; colours are shares of the row."""
-    classes = len(matrix)
-    size = min(max(5.0, 0.55 * classes + 2), 16)
+    size = min(max(5.0, 0.55 * len(matrix) + 2), 16)
     figure = _figure(size + 0.6, size)
     axes = figure.subplots()
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    # A root scale shows rare mistakes beside a diagonal of nearly 1.
-    image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
+    image = draw_confusion(axes, matrix, class_names)
     bar = figure.colorbar(image, shrink=0.8, ticks=np.sqrt([0, 0.01, 0.1, 0.25, 0.5, 1]))
     bar.ax.set_yticklabels(["0", "1 %", "10 %", "25 %", "50 %", "100 %"])
     bar.set_label("share of the true class (root scale)")
+    axes.set_title(title)
+    return figure
+
+
+def draw_confusion(
+    axes: "Axes", matrix: np.ndarray, class_names: Sequence[str], size: int = 8
+) -> "AxesImage":
+    """The panel of `confusion`, with letters of that size."""
+    classes = len(matrix)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    # A root scale shows rare mistakes beside a diagonal of nearly 1.
+    image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
     if classes <= 30:
-        axes.set_xticks(
-            range(classes), class_names, rotation=45 if len(max(class_names, key=len)) > 3 else 0
-        )
+        turn = 45 if len(max(class_names, key=len)) > 3 else 0
+        axes.set_xticks(range(classes), class_names, rotation=turn)
         axes.set_yticks(range(classes), class_names)
         for row, column in np.argwhere(matrix):
             color = "white" if shares[row, column] > 0.4 else "black"
-            count = int(matrix[row, column])
-            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+            count = str(int(matrix[row, column]))
+            axes.text(column, row, count, ha="center", va="center", color=color, fontsize=size)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    axes.set_title(title)
-    return figure
+    return image
 
 
 def image_grid(
@@ -383,7 +405,7 @@ def image_grid(
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for axes, image, caption in zip(figure.axes, images, captions, strict=False):
-        _draw(axes, image)
+        draw_image(axes, image)
         axes.set_title(caption, fontsize=8)
     return figure
 
@@ -404,16 +426,16 @@ def class_grid(
         for axes in line:
             axes.axis("off")
         for j, image in enumerate(images):
-            _draw(line[each * j], image)
+            draw_image(line[each * j], image)
             if permuted is not None:
-                _draw(line[each * j + 1], permuted[i][j])
+                draw_image(line[each * j + 1], permuted[i][j])
         line[0].text(
             -0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=10
         )
     return figure
 
 
-def _draw(axes: "Axes", image: np.ndarray) -> None:
+def draw_image(axes: "Axes", image: np.ndarray) -> None:
     """An image (H, W) or (C, H, W), one channel as black on white."""
     if image.ndim == 3:
         image = np.moveaxis(image, 0, -1) if len(image) in (3, 4) else image[0]

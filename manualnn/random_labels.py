@@ -266,6 +266,12 @@ def _explain_corruption(networks: Sequence[dict[str, Any]]) -> str:
     return text
 
 
+def read_networks(folder: Path) -> list[dict[str, Any]]:
+    """What is known of each network in the folder of a finished memorisation."""
+    folders = sorted(folder.glob("samples-*"), key=lambda path: int(path.name.partition("-")[2]))
+    return [network for path in folders or [folder] for network in _networks(path)]
+
+
 def _networks(path: Path) -> list[dict[str, Any]]:
     """What is known of each network of a run folder, with its `rows` of history.csv.
 
