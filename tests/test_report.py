@@ -1,0 +1,117 @@
+"""The PDF: its pages, what they say, notes that fit or do not, and what is refused."""
+
+import re
+import zlib
+
+import pytest
+
+from manualnn import load_config, train
+from manualnn.errors import InputError
+from manualnn.report import _pages, report
+
+LAYERS = [
+    "data.valid=60",
+    "train.epochs=2",
+    'model.layers=[["conv2d", 3, 3, {padding = 1}], ["relu"], ["max_pool2d", 2], ["linear", 5],'
+    ' ["tanh"], ["dropout", 0.1], ["linear", "classes"]]',
+]
+
+
+@pytest.fixture
+def trained(folder, tmp_path):
+    """A finished run of a small convolutional network."""
+    config = load_config("mnist-mlp", LAYERS, {"data.name": "idx", "data.dir": str(folder)})
+    train(config, tmp_path / "first", device="cpu")
+    return tmp_path / "first"
+
+
+@pytest.fixture
+def memorised(run, folder, tmp_path):
+    arguments = ["--data", folder, "--samples", 40, "--epochs", 30, "--device", "cpu"]
+    assert run("random-labels", *arguments, "--out", "coins")[0] == 0
+    return tmp_path / "coins"
+
+
+def pages(path):
+    return len(re.findall(rb"/Type\s*/Page\b", path.read_bytes()))
+
+
+def words(figures):
+    """All text on pages, as it was given to the drawing library."""
+    found = []
+    for page in figures:
+        found += [text.get_text() for text in page.texts]
+        for axes in page.axes:
+            found += [text.get_text() for text in (*axes.texts, axes.title)]
+    return "\n".join(found)
+
+
+def test_a_training_run_is_one_page(trained):
+    assert report([trained]) == trained / "report.pdf"
+    assert pages(trained / "report.pdf") == 1
+    text = words(_pages([trained], "Ada, 1", None))
+    for part in (
+        "Ada, 1", "Conv 3\u00d73, 3", "padding 1\u00d71", "3\u00d73\u00d73", "30 parameters",
+        "Max-pool 2\u00d72", "Linear 5", "Dropout 0.1", "SGD, learning rate 0.2, momentum 0.9",
+        "cross entropy, label smoothing 0.1", "of 128, 2 epochs", "Confusion on idx test",
+    ):  # fmt: skip
+        assert part in text, part
+    import json
+
+    metrics = json.loads((trained / "metrics.json").read_text())
+    for key in ("train", "valid", "test"):
+        assert f"{100 * metrics[f'{key}_accuracy']:.2f}" in text
+        assert f"{metrics[f'{key}_loss']:.4f}" in text
+
+
+def test_random_labels_notes_and_derivation(trained, memorised, tmp_path):
+    notes = tmp_path / "notes.md"
+    notes.write_text("# Tried\n- **more** `layers`, for 5 $ or 10 $\n- fewer\n\nThe end.\n")
+    out = report([trained, memorised], tmp_path / "r.pdf", "Ada", notes, derivation=True)
+    assert pages(out) == 3
+    text = words(_pages([trained, memorised], "Ada", notes))
+    assert "Tried" in text and "\u2022 more layers, for 5 \\$ or 10 \\$" in text
+    assert "Test loss after the last update" in text and "ln 2 = 0.6931" in text
+    assert "mean over the epochs" in text.replace("\n", " ") and "memoris" in text
+    assert pages(report([memorised])) == 1
+    streams = re.findall(rb"stream\r?\n(.*?)endstream", out.read_bytes(), re.DOTALL)
+    assert any(b"BT" in zlib.decompress(s) for s in streams if s[:1] == b"x")  # text, no picture
+
+
+def test_several_runs_in_one_folder(trained, run, folder, tmp_path):
+    (tmp_path / "c.toml").write_text(
+        '[data]\nname = "idx"\n[model]\nlayers = [["linear", "classes"]]\n[train]\nepochs = 2\n'
+        "seeds = [0, 1]\n"
+        '[[run]]\nlabel = "slow"\n[[run]]\nlabel = "fast"\ntrain.optimizer.learning_rate = 0.2\n'
+    )
+    assert run("train", "c.toml", "--data-dir", folder, "--out", "two", "--device", "cpu")[0] == 0
+    text = words(_pages([tmp_path / "two"], "", None))
+    assert "slow" in text and "fast" in text and "n = 2 seeds" in text and "\u00b1" in text
+    assert pages(report([tmp_path / "two"])) == 1
+
+
+def test_notes_that_do_not_fit(trained, memorised, tmp_path):
+    notes = tmp_path / "notes.md"
+    notes.write_text("A line of a paragraph.\n\n" * 20)
+    assert pages(report([trained], notes=notes)) == 2
+    before = (trained / "report.pdf").read_bytes()
+    notes.write_text("A line of a paragraph.\n\n" * 300)
+    with pytest.raises(InputError, match=r"notes.md: longer than a page; a report has two"):
+        report([trained], notes=notes)
+    with pytest.raises(InputError, match=r"lines of text do not fit: the second page has room"):
+        report([trained, memorised], notes=notes)
+    assert (trained / "report.pdf").read_bytes() == before
+
+
+def test_what_is_refused(trained, run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments, text in (
+        (["empty"], "empty: holds no finished run"),
+        ([trained, trained, trained], "one or two runs on two pages, not 3"),
+        ([trained, "--notes", "absent.md"], "absent.md: cannot be read"),
+        ([trained, "--out", "first/metrics.json/r.pdf"], "cannot be written"),
+    ):
+        code, out, err = run("report", *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1) and text in err, err
+    code, out, err = run("report", trained, "--author", "Ada", "--derivation")
+    assert code == 0 and out.strip().endswith("report.pdf") and not err
