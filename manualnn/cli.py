@@ -415,6 +415,31 @@ def report(
     print(reporting.report(runs, out, author, notes, derivation))
 
 
+@app.command("hand-in")
+def hand_in(
+    identity: Annotated[str, typer.Option("--id", help="Your id, or ids as in ID1_ID2.")],
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN RUN]", help="Two finished runs; default those in runs/ of the exercise."
+        ),
+    ] = None,
+    exercise: Annotated[str, typer.Option(help="mnist or fashion.")] = "mnist",
+    out: Annotated[Path | None, typer.Option(help="The zip; default hw1_ID.zip.")] = None,
+    author: Annotated[str, typer.Option(help="The report's line of names; default the id.")] = "",
+    notes: Annotated[Path | None, typer.Option(help="As for report.")] = None,
+) -> None:
+    """Pack what a course asks for: scripts that run with torch alone, weights, report.
+
+    mnist: runs of train and random-labels. fashion: a logistic regression and a network trained on
+    CSV files, with lr_pred.csv and NN_pred.csv.
+    """
+    from . import hand_in as handing
+
+    path = handing.hand_in(identity, exercise, runs or [], out, author, notes)
+    print(path)
+
+
 @app.command("lr-find")
 def lr_find(
     config: Config = "mnist-mlp",

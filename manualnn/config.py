@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import tomli_w
-
 from .errors import InputError, hint
 from .files import find_shipped
 
@@ -280,6 +278,8 @@ class Config:
 
     def to_toml(self) -> str:
         """The resolved config as TOML, which reproduces it."""
+        import tomli_w  # only where TOML is written: a handed-in copy goes without
+
         return tomli_w.dumps(self.to_dict(), multiline_strings=False)
 
 

@@ -284,7 +284,12 @@ class Run:
             self.runs.append(row)
             path = self._weights_path(row)
             layers = population.layers(replica)
-            save_weights(path, network, {"layers": layers, **self._meta(population, r)}, r)
+            save_weights(
+                path,
+                network,
+                {"layers": layers, **weights_meta(training, self.dataset, population, r)},
+                r,
+            )
         self.finished += training.records
         self.seconds += training.seconds
         self.samples += training.epoch_samples * len(training.replicas) * training.epoch
@@ -294,28 +299,6 @@ class Run:
         if not self.several:
             return self.folder / "weights.pkl"
         return self.folder / "weights" / f"{self.files[row['run'], row['seed']]}.pkl"
-
-    def _meta(self, population: Population, r: int) -> dict[str, Any]:
-        """What evaluate and predict need to know about the weights of replica r."""
-        replica, data = population.replicas[r], population.config.data
-        assert self.dataset.class_names is not None
-        classes = self.training.network.classes
-        names = list(self.dataset.class_names)
-        return {
-            "run": replica.label,
-            "seed": replica.seed,
-            "dataset": self.dataset.name,
-            "class_names": [*names, *map(str, range(len(names), classes))],
-            "normalization": self.training.data.normalization.to_meta(),
-            "loss": population.config.train.loss,
-            "split": {
-                **{key: getattr(data, key) for key in _SPLIT},
-                "classes": len(names),
-                "corruption": replica.corruption,
-                "corruption_seed": replica.seed,
-            },
-            "manualnn": package_version(),
-        }
 
     def _finish(self) -> None:
         best = _best(self.runs)
@@ -404,6 +387,48 @@ def epochs_to(records: list[Record], accuracy: float) -> int | None:
         if found is not None and found >= accuracy:
             return record.epoch
     return None
+
+
+def weights_meta(
+    training: Training, dataset: Dataset, population: Population, r: int
+) -> dict[str, Any]:
+    """What evaluate and predict need to know about the weights of replica r."""
+    replica, data = population.replicas[r], population.config.data
+    assert dataset.class_names is not None
+    names = list(dataset.class_names)
+    return {
+        "layers": population.layers(replica),
+        "run": replica.label,
+        "seed": replica.seed,
+        "dataset": dataset.name,
+        "class_names": [*names, *map(str, range(len(names), training.network.classes))],
+        "normalization": training.data.normalization.to_meta(),
+        "loss": population.config.train.loss,
+        "split": {
+            **{key: getattr(data, key) for key in _SPLIT},
+            "classes": len(names),
+            "corruption": replica.corruption,
+            "corruption_seed": replica.seed,
+        },
+        "manualnn": package_version(),
+    }
+
+
+def train_single(config: Config, weights: Path | None = None, device: str = "auto") -> Training:
+    """Train a config of one population, printing each epoch; no folder, no plots.
+
+    The first network's weights are written to `weights`. Raises InputError.
+    """
+    [population] = config.populations()
+    training, dataset = build(population, choose_device(device))
+    for event in training.run():
+        for record in event if isinstance(event, list) else []:
+            line = f"epoch {record.epoch:>3}  loss {record.train_loss:.4f}"
+            line += f"  accuracy {100 * record.train_accuracy:.2f} %"
+            print(line + f"  {record.seconds:.2f} s", file=sys.stderr)
+    if weights is not None:
+        save_weights(weights, training.network, weights_meta(training, dataset, population, 0))
+    return training
 
 
 def train(

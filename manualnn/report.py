@@ -60,14 +60,15 @@ def _pages(folders: Sequence[Path], author: str, notes: Path | None) -> "list[Fi
     """A page for each run, and the notes where there is room, else on a page of their own."""
     pages: list[Figure] = []
     end = 0.0
+    lines = list(_layout(_read(notes))) if notes else []
+    height = sum(height for *_, height in lines)
     for folder in folders:
         memorised = (folder / "random-labels.json").is_file()
-        page, end = _memorised_page(folder) if memorised else _training_page(folder)
+        kept = height + 0.15 if lines and len(pages) == 1 else 0.0
+        page, end = _memorised_page(folder) if memorised else _training_page(folder, kept)
         _header(page, folder.name, author if not pages else "")
         pages.append(page)
-    if notes is not None:
-        lines = list(_layout(_read(notes)))
-        height = sum(height for *_, height in lines)
+    if lines:
         if end + height > HEIGHT - MARGIN:
             if len(pages) == 2:
                 room = int((HEIGHT - MARGIN - end) / LINE)
@@ -141,8 +142,11 @@ def _heading(page: "Figure", top: float, text: str, left: float = MARGIN) -> Non
     _text(page, left, top, text, fontsize=11, fontweight="bold")
 
 
-def _training_page(folder: Path) -> "tuple[Figure, float]":
-    """Architecture, settings, results, curves, confusion matrix and mistakes; where it ends."""
+def _training_page(folder: Path, kept: float) -> "tuple[Figure, float]":
+    """Architecture, settings, results, curves, confusion matrix and mistakes; where it ends.
+
+    At the page's end `kept` inches stay free, in place of the last two if need be.
+    """
     networks = read_run(folder)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     best = next(
@@ -167,8 +171,11 @@ def _training_page(folder: Path) -> "tuple[Figure, float]":
         plots.draw_curves(axes, rows, measure, "train (with dropout)" if dropout else "train")
     part = next(p for p in ("test", "valid", "train") if best.figures[f"{p}_accuracy"] is not None)
     top += 2.5
-    _evaluation(page, top, evaluate_weights(folder, split=part), HEIGHT - 0.6 - top)
-    return page, HEIGHT
+    room = HEIGHT - MARGIN - kept - top
+    if room < 2:
+        return page, top
+    _evaluation(page, top, evaluate_weights(folder, split=part), room)
+    return page, top + room
 
 
 def _architecture(page: "Figure", top: float, trained: Trained) -> float:

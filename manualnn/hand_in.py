@@ -1,0 +1,267 @@
+"""What a course asks to be handed in, as one zip: scripts, weights, report, and all they need.
+
+The scripts run in an empty folder where only torch and torchvision are installed: the package and
+MNIST lie beside them.
+"""
+
+import re
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .config import Config, load_config
+from .errors import InputError
+from .evaluation import RUNS
+from .files import PACKAGE, replacing
+from .report import report
+from .results import read_run
+from .sweep import write_predictions
+
+EXERCISES = {
+    "mnist": ("mnist-mlp", "mnist-random-labels"),
+    "fashion": ("fashion-logistic", "fashion-nn"),
+}
+COMMANDS = {
+    "mnist-mlp": "manualnn train",
+    "mnist-random-labels": "manualnn random-labels",
+    "fashion-logistic": "manualnn train fashion-logistic --data FOLDER",
+    "fashion-nn": "manualnn train fashion-nn --data FOLDER",
+}
+
+
+def hand_in(
+    identity: str,
+    exercise: str = "mnist",
+    runs: Sequence[Path] = (),
+    out: Path | None = None,
+    author: str = "",
+    notes: Path | None = None,
+) -> Path:
+    """Write the zip of an exercise from two finished runs, by default those its commands leave.
+
+    "mnist": `hw1_ID_train.py`, `hw1_ID_q2_train.py` (random labels), `hw1_ID_eval.py` with
+    `evaluate_hw1()`, weights and report. "fashion": code, report, `lr_pred.csv`, `NN_pred.csv`.
+    Raises InputError.
+    """
+    if exercise not in EXERCISES:
+        raise InputError(f"--exercise {exercise}: use {' or '.join(EXERCISES)}")
+    if not re.fullmatch(r"\w+", identity, re.ASCII):
+        raise InputError(f"--id {identity}: letters, digits and _ only; it becomes part of names")
+    if len(runs) not in (0, 2):
+        raise InputError(f"a hand-in has two runs, not {len(runs)}: those of {exercise}")
+    folders = list(runs) or [RUNS / name for name in EXERCISES[exercise]]
+    for folder, name in zip(folders, EXERCISES[exercise], strict=True):
+        if not (folder / "metrics.json").is_file():
+            raise InputError(f"{folder}: no finished run there; first: {COMMANDS[name]}")
+    write = _mnist if exercise == "mnist" else _fashion
+    path = out or Path(f"{'hw1_' if exercise == 'mnist' else ''}{identity}.zip")
+    author = author or identity.replace("_", ", ")
+    with tempfile.TemporaryDirectory() as temporary:
+        files = write(identity, folders, author, notes, Path(temporary))
+        files |= _package(with_mnist=exercise == "mnist")
+        try:
+            with (
+                replacing(path) as unfinished,
+                zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive,
+            ):
+                for name, content in sorted(files.items()):
+                    if isinstance(content, Path):
+                        archive.write(content, name)
+                    else:
+                        archive.writestr(name, content)
+        except OSError as error:
+            raise InputError(
+                f"--out {path}: cannot be written: {error.strerror or error}"
+            ) from None
+    return path
+
+
+Files = dict[str, Path | str]
+
+
+def _mnist(
+    identity: str, folders: list[Path], author: str, notes: Path | None, temporary: Path
+) -> Files:
+    names = {"ID": f"hw1_{identity}"}
+    files: Files = {}
+    for folder, script in zip(folders, ("train", "q2_train"), strict=True):
+        files[f"{names['ID']}_{script}.toml"] = _single(folder).to_toml()
+        files[f"{names['ID']}_{script}.py"] = _fill(SCRIPTS[script], names)
+    files[f"{names['ID']}_eval.py"] = _fill(SCRIPTS["eval"], names)
+    files[f"{names['ID']}_weights.pkl"] = folders[0] / "weights.pkl"
+    files["README.txt"] = _fill(SCRIPTS["readme"], names)
+    files[f"{names['ID']}_report.pdf"] = report(folders, temporary / "r.pdf", author, notes, True)
+    return files
+
+
+def _fashion(
+    identity: str, folders: list[Path], author: str, notes: Path | None, temporary: Path
+) -> Files:
+    files: Files = {"README.txt": SCRIPTS["fashion"], "train.py": SCRIPTS["fashion_train"]}
+    for folder, name in zip(folders, ("lr", "NN"), strict=True):
+        config = _single(folder)
+        predictions = write_predictions(folder, config.data)
+        if predictions is None:
+            raise InputError(f"{folder}: its data have no test.csv to predict")
+        files[f"{name}_pred.csv"] = predictions
+        files[f"{name}.toml"] = _portable(config).to_toml()
+        files[f"{name}_weights.pkl"] = folder / "weights.pkl"
+    text = temporary / "notes.md"
+    own = notes.read_text(encoding="utf-8") if notes else ""
+    text.write_text(f"# How to run\n{SCRIPTS['fashion_commands']}\n{own}", encoding="utf-8")
+    files[f"{identity}_report.pdf"] = report(folders, temporary / "r.pdf", author, text)
+    return files
+
+
+def _single(folder: Path) -> Config:
+    """The config of a run of one network."""
+    networks = read_run(folder)
+    if len(networks) != 1:
+        raise InputError(f"{folder}: holds {len(networks)} networks; hand in a run of one")
+    return load_config(folder / "config.toml")
+
+
+def _portable(config: Config) -> Config:
+    """Without the places where its data lie on this machine."""
+    return replace(config, data=replace(config.data, dir=None, train=None, test=None))
+
+
+def _package(with_mnist: bool) -> Files:
+    """The sources of this package, and MNIST."""
+    patterns = ["**/*.py", *(["data/mnist/*.gz"] if with_mnist else [])]
+    found = [path for pattern in patterns for path in PACKAGE.glob(pattern)]
+    return {f"manualnn/{path.relative_to(PACKAGE).as_posix()}": path for path in found}
+
+
+def _fill(text: str, names: dict[str, str]) -> str:
+    for key, value in names.items():
+        text = text.replace(f"{{{key}}}", value)
+    return text.lstrip("\n")
+
+
+SCRIPTS = {
+    "train": '''
+"""Trains the network from scratch on MNIST: every gradient is derived by hand, without autograd.
+
+    python {ID}_train.py
+
+It prints each epoch, and writes {ID}_weights.pkl as in the report. The mathematics is in
+manualnn/layers.py, losses.py and optimizers.py, the loop in training.py.
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # the package lies beside this file
+
+from manualnn.experiment import train_single
+from manualnn.config import load_config
+
+if __name__ == "__main__":
+    config = load_config(HERE / "{ID}_train.toml")
+    training = train_single(config, HERE / "{ID}_weights.pkl")
+    [last] = training.last_records()
+    print(f"test accuracy {100 * last.test_accuracy:.2f} %, test loss {last.test_loss:.4f}")
+''',
+    "q2_train": '''
+"""Memorises random labels: training loss near 0, test loss far above a uniform guess.
+
+    python {ID}_q2_train.py
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # the package lies beside this file
+
+from manualnn.experiment import train_single
+from manualnn.config import load_config
+
+if __name__ == "__main__":
+    config = load_config(HERE / "{ID}_q2_train.toml")
+    training = train_single(config)
+    [(train_loss, train_accuracy)] = training.measure(training.data.train)
+    [(test_loss, _)] = training.measure(training.data.test)
+    losses = [record.test_loss for record in training.records]
+    print(f"training loss {train_loss:.4g}, accuracy {100 * train_accuracy:.2f} %")
+    print(f"test loss {test_loss:.4f}, mean over the epochs {sum(losses) / len(losses):.4f}")
+''',
+    "eval": '''
+"""Measures the trained network on the MNIST test set.
+
+    python {ID}_eval.py
+
+The weights lie beside this file, and so does MNIST, in the package or as MNIST/raw.
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # the package lies beside this file
+
+from manualnn.evaluation import evaluate_weights
+
+
+def evaluate_hw1():
+    """The accuracy in [0, 1] on the 10,000 test images."""
+    data = HERE if (HERE / "MNIST" / "raw").is_dir() else None
+    found = evaluate_weights(HERE / "{ID}_weights.pkl", "mnist", data)
+    return found.evaluation.accuracy
+
+
+if __name__ == "__main__":
+    print(evaluate_hw1())
+''',
+    "readme": """
+{ID}_train.py      trains the network from scratch and writes {ID}_weights.pkl
+{ID}_eval.py       evaluate_hw1(): the accuracy of these weights on the MNIST test set
+{ID}_q2_train.py   trains on random labels
+{ID}_report.pdf    the report
+{ID}_*.toml        the settings of both trainings
+manualnn/          the implementation, and MNIST (CC BY-SA 3.0, see yann.lecun.com/exdb/mnist)
+
+Only torch and torchvision are needed, and no network connection.
+""",
+    "fashion_commands": """
+- Put train.csv and test.csv into one FOLDER; torch and torchvision are installed.
+- `python train.py lr FOLDER` trains the logistic regression and writes lr_pred.csv.
+- `python train.py NN FOLDER` trains the network with one hidden layer and writes NN_pred.csv.
+""",
+    "fashion_train": '''
+"""Trains on train.csv and predicts test.csv: python train.py lr|NN FOLDER"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # the package lies beside this file
+
+from manualnn.config import load_config
+from manualnn.evaluation import predict_file, prediction_lines
+from manualnn.experiment import train_single
+
+if __name__ == "__main__":
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    flags = {"data.name": "csv", "data.dir": str(folder)}
+    train_single(load_config(HERE / f"{name}.toml", flags=flags), HERE / f"{name}_weights.pkl")
+    classes, _ = predict_file(HERE / f"{name}_weights.pkl", folder / "test.csv")
+    lines = prediction_lines(classes)
+    (HERE / f"{name}_pred.csv").write_text("\\n".join([*lines, ""]))
+    print(f"{name}_pred.csv: {len(lines)} predictions")
+''',
+    "fashion": """
+train.py            python train.py lr FOLDER and python train.py NN FOLDER train from scratch
+lr.toml, NN.toml    their settings
+lr_pred.csv         predictions of the logistic regression for test.csv, one class per line
+NN_pred.csv         predictions of the network with one hidden layer
+*_report.pdf        the report
+manualnn/           the implementation: gradients derived by hand, torch tensors, no autograd
+
+Only torch and torchvision are needed.
+""",
+}

@@ -1,0 +1,115 @@
+"""The zip: what it holds, and that its scripts run in an empty folder with torch alone."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from manualnn import load_config, train
+from manualnn.errors import InputError
+from manualnn.hand_in import hand_in
+
+from .conftest import write_folder
+
+# What is installed in the environment of the tests, but not where the scripts shall run.
+BLOCKED = "matplotlib typer rich tomli_w hypothesis pytest"
+
+
+def run_alone(script, *arguments):
+    """Run a script with none of this package's dependencies but torch, torchvision and numpy."""
+    code = (
+        "import runpy, sys\n"
+        f"for name in {BLOCKED!r}.split(): sys.modules[name] = None\n"
+        f"sys.argv = {[str(script), *map(str, arguments)]!r}\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MANUALNN"))}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd="/", timeout=300,
+        env=environment | {"HOME": str(script.parent)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def runs(run, tmp_path):
+    """A short training on the bundled MNIST, and a memorisation."""
+    sets = ["train.epochs=1", "data.train_samples=4000", "train.batch_size=64"]
+    train(load_config("mnist-mlp", sets), tmp_path / "net", device="cpu")
+    arguments = ["--samples", 40, "--epochs", 30, "--device", "cpu", "--out", "coins"]
+    assert run("random-labels", *arguments)[0] == 0
+    return [tmp_path / "net", tmp_path / "coins"]
+
+
+def test_the_scripts_of_mnist_repeat_the_reports_figures(runs, run, tmp_path):
+    code, out, err = run("hand-in", *runs, "--id", "1234")
+    assert (code, out, err) == (0, "hw1_1234.zip\n", "")
+    alone = tmp_path / "alone"
+    with zipfile.ZipFile(tmp_path / "hw1_1234.zip") as archive:
+        names = archive.namelist()
+        archive.extractall(alone)
+    top = {name for name in names if "/" not in name}
+    assert top == {
+        "README.txt", "hw1_1234_train.py", "hw1_1234_train.toml", "hw1_1234_q2_train.py",
+        "hw1_1234_q2_train.toml", "hw1_1234_eval.py", "hw1_1234_weights.pkl", "hw1_1234_report.pdf",
+    }  # fmt: skip
+    assert not any("configs" in name or "__pycache__" in name for name in names)
+    metrics = json.loads((runs[0] / "metrics.json").read_text())
+    assert float(run_alone(alone / "hw1_1234_eval.py")) == metrics["test_accuracy"]
+    (alone / "hw1_1234_weights.pkl").unlink()
+    out = run_alone(alone / "hw1_1234_train.py")
+    assert f"test accuracy {100 * metrics['test_accuracy']:.2f} %" in out
+    assert float(run_alone(alone / "hw1_1234_eval.py")) == metrics["test_accuracy"]
+    memorised = json.loads((runs[1] / "random-labels.json").read_text())
+    out = run_alone(alone / "hw1_1234_q2_train.py")
+    assert f"training loss {memorised['train_loss']:.4g}" in out
+    assert f"test loss {memorised['test_loss']:.4f}" in out
+    assert f"mean over the epochs {memorised['mean_test_loss']:.4f}" in out
+
+
+def test_the_archive_of_the_csv_exercise(run, tmp_path):
+    write_folder(tmp_path / "data", side=8)
+    run("data", "export-csv", "idx", "--data-dir", "data", "--out", "csv")
+    sets = ["--set", "train.epochs=2", "--set", "train.batch_size=16", "--device", "cpu"]
+    for name in ("fashion-logistic", "fashion-nn"):
+        assert run("train", name, "--data", "csv/", *sets)[0] == 0
+    (tmp_path / "notes.md").write_text("# Tried\nThis and that.\n")
+    arguments = ["--exercise", "fashion", "--id", "12_34", "--notes", "notes.md"]
+    code, out, err = run("hand-in", *arguments)
+    assert (code, out) == (0, "12_34.zip\n"), err
+    alone = tmp_path / "alone"
+    with zipfile.ZipFile(tmp_path / "12_34.zip") as archive:
+        archive.extractall(alone)
+    for name in ("lr", "NN"):
+        before = (alone / f"{name}_pred.csv").read_text()
+        assert len(before.split()) == 72 and set(before.split()) <= set("0123")
+        assert str(tmp_path) not in (alone / f"{name}.toml").read_text()
+        (alone / f"{name}_pred.csv").unlink()
+        run_alone(alone / "train.py", name, tmp_path / "csv")
+        assert (alone / f"{name}_pred.csv").read_text() == before
+    assert (alone / "12_34_report.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_what_is_refused(runs, tmp_path, run):
+    for arguments, text in (
+        (["--id", "1"], "no finished run there; first: manualnn train"),
+        (["--id", "1", runs[0]], "a hand-in has two runs, not 1"),
+        (["--id", "../x", *runs], "--id ../x: letters, digits and _ only"),
+        (["--id", "1", "--exercise", "art", *runs], "--exercise art: use mnist or fashion"),
+        (["--id", "1", *runs, "--out", "net/metrics.json/x.zip"], "cannot be written"),
+    ):
+        code, out, err = run("hand-in", *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1) and text in err, err
+    config = load_config("mnist-mlp", ["train.epochs=1", "data.train_samples=640"])
+    tree = config.to_dict()
+    tree["train"]["seeds"] = [0, 1]
+    from manualnn.config import parse_config
+
+    train(parse_config(tree, "two"), tmp_path / "two", device="cpu")
+    with pytest.raises(InputError, match="holds 2 networks; hand in a run of one"):
+        hand_in("1", runs=[tmp_path / "two", runs[1]])
+    assert not list(tmp_path.glob("*.zip"))
