@@ -21,7 +21,7 @@ from .experiment import Run, to_json
 from .files import write_csv, write_text
 from .results import Trained, read_run
 
-MOST = 6  # heat maps
+MAPPED = 4  # factors whose pairs have a heat map
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ def summarise(folder: Path, config: Config) -> dict[str, Any]:
     }
     if levels:
         plots.save(plots.marginals(levels, title), folder / "marginals.png")
-    pairs = itertools.combinations([name for name in _by_range(margins) if name in levels], 2)
+    strongest = [name for name in _by_range(margins) if name in levels][:MAPPED]
     maps = [
         (a, b, _cells(points, a, grid[a], b, grid[b]), words[a], words[b])
-        for a, b in itertools.islice(pairs, MOST)
+        for a, b in itertools.combinations(strongest, 2)
     ]
     if maps:
         plots.save(plots.heat_maps(maps, title), folder / "heatmaps.png")
