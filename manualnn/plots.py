@@ -18,10 +18,18 @@ COLORS = {"train": "#4c72b0", "valid": "#dd8452", "test": "#55a868"}
 NAMES = {"valid": "validation", "test": "test (no choice depends on it)"}
 
 
-def _figure(width: float, height: float) -> "Figure":
+def _figure(width: float, height: float, title: str = "", size: int | None = None) -> "Figure":
     from matplotlib.figure import Figure  # seconds to import, so only where a plot is drawn
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if title:
+        figure.suptitle(literal(title), fontsize=size)
+    return figure
+
+
+def literal(text: str) -> str:
+    """A user's text as it is: a dollar sign starts no formula."""
+    return text.replace("$", r"\$")
 
 
 def save(figure: "Figure", path: Path) -> None:
@@ -36,8 +44,7 @@ def curves(rows: Sequence[dict[str, Any]], title: str, train_label: str = "train
     Networks that differ in their seed alone are drawn as thin lines and their mean; networks with
     different settings each in a colour of its own, solid where it validates, else on test data.
     """
-    figure = _figure(10, 4.2)
-    figure.suptitle(title)
+    figure = _figure(10, 4.2, title)
     for axes, measure in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
         draw_curves(axes, rows, measure, train_label)
     return figure
@@ -57,7 +64,7 @@ def draw_curves(
 
 def _short(label: str) -> str:
     """A label that leaves a legend room."""
-    return label if len(label) <= 48 else f"{label[:45]}..."
+    return literal(label if len(label) <= 48 else f"{label[:45]}...")
 
 
 Networks = dict[tuple[Any, Any], list[dict[str, Any]]]
@@ -164,8 +171,7 @@ def comparison(
 
     Where a run learned nothing the axis of accuracy is that of the others, and its legend says so.
     """
-    figure = _figure(12, 8)
-    figure.suptitle(title)
+    figure = _figure(12, 8, title)
     rows = [row for _, networks in runs for network in networks for row in network]
     part = "valid" if any(row["valid_loss"] is not None for row in rows) else "test"
     ends = {label: _last_accuracy(networks, part) for label, networks in runs}
@@ -221,8 +227,7 @@ def memorisation(
     these differ in their seed: their mean is drawn, in a band of one standard deviation. `guess` is
     the name and value of the loss of giving every label the same probability.
     """
-    figure = _figure(11, 4.6)
-    figure.suptitle(title)
+    figure = _figure(11, 4.6, title)
     draw_memorisation(figure.subplots(1, 2), networks, guess)
     return figure
 
@@ -283,8 +288,9 @@ def fit_times(networks: Sequence[dict[str, Any]], name: str) -> "Figure":
     ]
     titles = {"corruption": "fraction of random labels", "samples": "number of samples"}
     labels = {"epochs_to_fit": "epochs until all are fitted", "test_accuracy": "test accuracy in %"}
-    figure = _figure(10.4, 2.1 * len(shown))
-    figure.suptitle(f"Memorisation on {name}: mean and standard deviation over seeds")
+    figure = _figure(
+        10.4, 2.1 * len(shown), f"Memorisation on {name}: mean and standard deviation over seeds"
+    )
     grid = figure.subplots(len(shown) // 2, 2, squeeze=False)
     for axes, (x, other, measure) in zip(grid.flat, shown, strict=True):
         most = max(network["epochs"] for network in networks)
@@ -337,7 +343,7 @@ def learning_rates(result: dict[str, Any], name: str) -> "Figure":
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
-    axes.set_title(f"{name}: {len(rates)} networks, {result['steps']} steps each")
+    axes.set_title(f"{literal(name)}: {len(rates)} networks, {result['steps']} steps each")
     _frame(axes)
     return figure
 
@@ -349,8 +355,7 @@ def weight_grid(weights: np.ndarray, title: str, columns: int = 16) -> "Figure":
     elif weights.ndim == 4:
         weights = weights.mean(1)
     rows, columns = -(-len(weights) // columns), min(columns, len(weights))
-    figure = _figure(0.62 * columns + 1.2, 0.62 * rows + 0.7)
-    figure.suptitle(title, fontsize=10)
+    figure = _figure(0.62 * columns + 1.2, 0.62 * rows + 0.7, title, 10)
     bound = float(np.quantile(np.abs(weights), 0.999)) or 1.0
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -370,7 +375,7 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> "Fi
     bar = figure.colorbar(image, shrink=0.8, ticks=np.sqrt([0, 0.01, 0.1, 0.25, 0.5, 1]))
     bar.ax.set_yticklabels(["0", "1 %", "10 %", "25 %", "50 %", "100 %"])
     bar.set_label("share of the true class (root scale)")
-    axes.set_title(title)
+    axes.set_title(literal(title))
     return figure
 
 
@@ -384,8 +389,9 @@ def draw_confusion(
     image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
     if classes <= 30:
         turn = 45 if len(max(class_names, key=len)) > 3 else 0
-        axes.set_xticks(range(classes), class_names, rotation=turn)
-        axes.set_yticks(range(classes), class_names)
+        names = [literal(name) for name in class_names]
+        axes.set_xticks(range(classes), names, rotation=turn)
+        axes.set_yticks(range(classes), names)
         for row, column in np.argwhere(matrix):
             color = "white" if shares[row, column] > 0.4 else "black"
             count = str(int(matrix[row, column]))
@@ -400,13 +406,12 @@ def image_grid(
 ) -> "Figure":
     """Images (n, H, W) or (n, C, H, W) under their captions."""
     rows = max(1, -(-len(images) // columns))
-    figure = _figure(1.35 * columns, 1.75 * rows + 0.5)
-    figure.suptitle(title)
+    figure = _figure(1.35 * columns, 1.75 * rows + 0.5, title)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for axes, image, caption in zip(figure.axes, images, captions, strict=False):
         draw_image(axes, image)
-        axes.set_title(caption, fontsize=8)
+        axes.set_title(literal(caption), fontsize=8)
     return figure
 
 
@@ -419,8 +424,7 @@ def class_grid(
     """A row of images (n, C, H, W) for each class after its name; each beside its permuted self."""
     each = 1 if permuted is None else 2
     columns = each * max(map(len, rows))
-    figure = _figure(1.05 * columns + 1.4, 1.05 * len(rows) + 0.6)
-    figure.suptitle(title)
+    figure = _figure(1.05 * columns + 1.4, 1.05 * len(rows) + 0.6, title)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for i, (line, images, name) in enumerate(zip(grid, rows, names, strict=True)):
         for axes in line:
@@ -430,7 +434,13 @@ def class_grid(
             if permuted is not None:
                 draw_image(line[each * j + 1], permuted[i][j])
         line[0].text(
-            -0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=10
+            -0.15,
+            0.5,
+            literal(name),
+            transform=line[0].transAxes,
+            ha="right",
+            va="center",
+            fontsize=10,
         )
     return figure
 
@@ -448,8 +458,7 @@ def marginals(factors: Mapping[str, Sequence[dict[str, Any]]], title: str) -> "F
     [0, 1]."""
     columns = min(3, len(factors))
     rows = -(-len(factors) // columns)
-    figure = _figure(4 * columns, 3.2 * rows + 0.4)
-    figure.suptitle(title)
+    figure = _figure(4 * columns, 3.2 * rows + 0.4, title)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes in grid.flat[len(factors) :]:
         axes.axis("off")
@@ -479,8 +488,11 @@ def heat_maps(
     [0, 1], row values, column values)."""
     columns = min(3, len(maps))
     rows = -(-len(maps) // columns)
-    figure = _figure(4.2 * columns, 3.4 * rows + 0.5)
-    figure.suptitle(f"{title}: mean validation accuracy in %, over the other factors")
+    figure = _figure(
+        4.2 * columns,
+        3.4 * rows + 0.5,
+        f"{title}: mean validation accuracy in %, over the other factors",
+    )
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(maps) :]:
         axes.axis("off")

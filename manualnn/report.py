@@ -126,7 +126,7 @@ def _panel(page: "Figure", left: float, top: float, width: float, height: float)
 
 def _text(page: "Figure", left: float, top: float, text: str, **style: Any) -> None:
     """Text with its upper edge at inches from the page's upper left corner."""
-    look: dict[str, Any] = {"va": "top", "fontsize": 9} | style
+    look: dict[str, Any] = {"va": "top", "fontsize": 9, "parse_math": False} | style
     page.text(left / WIDTH, 1 - top / HEIGHT, text, **look)
 
 
@@ -413,7 +413,8 @@ def _evaluation(page: "Figure", top: float, evaluated: Evaluated, height: float)
         axes.axis("off")
         plots.draw_image(axes, evaluated.images[index].numpy())
         true, found = (names[int(t[index])] for t in (judged.targets, judged.predictions))
-        axes.set_title(f"{true[:8]} \u2192 {found[:8]}", fontsize=5, pad=2)
+        title = plots.literal(f"{true[:8]} \u2192 {found[:8]}")
+        axes.set_title(title, fontsize=5, pad=2)
 
 
 def _memorised_page(folder: Path) -> "tuple[Figure, float]":
@@ -495,8 +496,8 @@ def _layout(text: str) -> Iterator[tuple[str, dict[str, Any], float]]:
 
 
 def _plain(text: str) -> str:
-    """Without marks of emphasis; and a dollar sign is one, no formula."""
-    return text.replace("**", "").replace("`", "").replace("$", r"\$")
+    """Without marks of emphasis."""
+    return text.replace("**", "").replace("`", "")
 
 
 def _derivation() -> "Figure":
@@ -511,10 +512,10 @@ def _derivation() -> "Figure":
             _heading(page, top + 0.1, line[2:])
             top += 0.4
         elif line.startswith(("$z", r"$\dfrac{\partial")):
-            _text(page, MARGIN + 0.25, top + 0.08, line, fontsize=10.5)
+            _text(page, MARGIN + 0.25, top + 0.08, line, fontsize=10.5, parse_math=True)
             top += 0.68
         else:
-            _text(page, MARGIN, top, line, fontsize=9.5)
+            _text(page, MARGIN, top, line, fontsize=9.5, parse_math=True)
             top += 0.2 if line else 0.08
     return page
 

@@ -70,7 +70,7 @@ def test_random_labels_notes_and_derivation(trained, memorised, tmp_path):
     out = report([trained, memorised], tmp_path / "r.pdf", "Ada", notes, derivation=True)
     assert pages(out) == 3
     text = words(_pages([trained, memorised], "Ada", notes))
-    assert "Tried" in text and "\u2022 more layers, for 5 \\$ or 10 \\$" in text
+    assert "Tried" in text and "\u2022 more layers, for 5 $ or 10 $" in text
     assert "Test loss after the last update" in text and "ln 2 = 0.6931" in text
     assert "mean over the epochs" in text.replace("\n", " ") and "memoris" in text
     assert pages(report([memorised])) == 1
