@@ -376,15 +376,17 @@ def sweep(
     if not json_:
         print("\n".join(sweeping.table(result["rows"], most)))
         print(f"\n{textwrap.fill(result['findings'], 100)}\n")
-        print(f"{run.folder}: sweep.csv, sweep.json, marginals.png, heatmaps.png, best-curves.png")
+        names = ("sweep.csv", "sweep.json", "marginals.png", "heatmaps.png", "best-curves.png")
+        written = [name for name in names if (run.folder / name).exists()]
+        print(f"{run.folder}: {', '.join(written)}")
     if retrain:
         best = sweeping.retrain(run.folder, gridded, range(retrain), device, resume)
         metrics = _follow(best, quiet)
-        written = sweeping.write_predictions(best.folder, best.config.data, device)
+        predictions = sweeping.write_predictions(best.folder, best.config.data, device)
         result |= {"retrained": metrics | {"out": str(best.folder)}}
         if not json_:
             _print_metrics(metrics, best.folder)
-            print(f"{written}: predictions" if written else "no test examples to predict")
+            print(predictions or "there are no test examples to predict")
     if json_:
         print(experiment.to_json(result), end="")
 

@@ -22,6 +22,7 @@ DEFAULT = "mnist-mlp"
 # Other flags are called as their key ends.
 FLAGS = {"data.name": "--data", "data.train": "--data", "data.dir": "--data-dir"}
 TABLES = ("data", "model", "train")
+PLACES = {"data.dir", "data.train"}
 Column = float | tuple[float, ...]  # a number, or one per replica
 
 
@@ -267,12 +268,13 @@ class Config:
         """A short name for each key of the grid."""
         short = {}
         for key, _ in self.grid:
-            *_, index, last = f".{key}".split(".")
-            short[key] = last
-            if key.startswith("model.layers.") and last in ("0", "1"):
-                layer = self.model.layers[int(index)][0]
+            short[key] = key.rpartition(".")[2]
+            if match := re.fullmatch(r"model\.layers\.(\d+)\.([01])", key):
+                layer = self.model.layers[int(match[1])][0]
                 sizes = {"linear": "units", "conv2d": "channels"}
-                short[key] = "activation" if last == "0" else sizes.get(layer, layer)
+                short[key] = "activation" if match[2] == "0" else sizes.get(layer, layer)
+            elif key.startswith("model.layers."):
+                short[key] = key.removeprefix("model.")
         many = [name for name in short.values() if list(short.values()).count(name) > 1]
         return {key: key if name in many else name for key, name in short.items()}
 
@@ -303,11 +305,21 @@ def load_config(
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
     origins = {key: f"{path}:{line}" for key, line in _lines(text).items()}
+    if isinstance(tree.get("grid"), dict):
+        flat = list(_flatten(tree["grid"]))
+        if len(dict(flat)) == len(flat):  # else it is refused below, with its line
+            tree["grid"] = dict(flat)
     for assignment in sets or []:
         key, value = _assignment("--set", assignment)
         put(tree, key, value, f"--set {assignment}")
         origins[key] = "--set"
-    for key, value in (flags or {}).items():
+    flags = flags or {}
+    given = {key for key, value in flags.items() if value is not None}
+    # Another data set, or another place of it, takes the place of the file's.
+    dropped = ["data.train", "data.test"] if given & {"data.name", *PLACES} else []
+    for key in [*dropped, *(["data.dir"] if given & PLACES else [])]:
+        put(tree, key, None, key)
+    for key, value in flags.items():
         if value is not None:
             put(tree, key, value, key)
             origins[key] = FLAGS.get(key, "--" + key.rpartition(".")[2])
@@ -319,7 +331,7 @@ def load_config(
         origins[f"grid.{key}"] = "--grid"
     # A run folder's config.toml is called as its folder is.
     stem = path.absolute().parent.name if path.name == "config.toml" else path.stem
-    if (other := (flags or {}).get("data.name")) and (own := _prefix(stem)):
+    if (other := flags.get("data.name")) and (own := _prefix(stem)):
         stem = other + stem.removeprefix(own)  # kmnist-cnn on mnist is mnist-cnn
     return parse_config(tree, stem, origins, str(path))
 
@@ -352,7 +364,7 @@ def data_flags(value: str | None, data_dir: str | None) -> dict[str, str | None]
         return {"data.name": "csv", "data.train": value}
     if not path.is_dir():
         raise InputError(f"--data {value}: neither a data set nor a file or folder")
-    name = "csv" if any(path.glob("train.csv*")) else "idx"
+    name = "csv" if any(path.glob("train.csv*")) or any(path.glob("test.csv*")) else "idx"
     return {"data.name": name, "data.dir": value}
 
 
@@ -404,8 +416,13 @@ def _parse_grid(
     if not isinstance(table, dict):
         raise InputError(f"{origins.get('grid', default)}: grid must be a table, not {table!r}")
     base, grid = config.to_dict(), []
-    for key, values in _flatten(table):
+    flat = list(_flatten(table))
+    for key, values in flat:
         at = origins.get(f"grid.{key}", default)
+        if [other for other, _ in flat].count(key) > 1:
+            raise InputError(f"{at}: grid.{key} stands there twice")
+        if above := [other for other, _ in flat if key.startswith(f"{other}.")]:
+            raise InputError(f"{at}: grid.{key} is a part of grid.{above[0]}; vary one of them")
         if not isinstance(values, list) or not values:
             raise InputError(f"{at}: grid.{key} = {values!r}: must be a list of values")
         if any(values.count(value) > 1 for value in values):
@@ -430,8 +447,8 @@ def _flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _assign(base: dict[str, Any], run: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Put a grid's value into a run's changes of `base`. A number in `key` is a place in a list, of
     which the run then has a copy."""
-    parts = key.split(".")
-    count = next((i for i, part in enumerate(parts) if i and part.isdigit()), len(parts))
+    parts, value = key.split("."), copy.deepcopy(value)
+    count = next((i for i, part in enumerate(parts) if i and part.isdecimal()), len(parts))
     *tables, name = parts[:count]
     inside: Any = base
     for table in tables:
@@ -440,14 +457,15 @@ def _assign(base: dict[str, Any], run: dict[str, Any], key: str, value: Any, whe
     if count == len(parts):
         run[name] = value
         return
-    items: Any = run.setdefault(name, copy.deepcopy(inside.get(name)) if inside else None)
+    old = inside.get(name) if isinstance(inside, dict) else None
+    items: Any = run.setdefault(name, copy.deepcopy(old))
     for part in parts[count:-1]:
         items = items[_place(items, part, f"{where}: {key}")]
     items[_place(items, parts[-1], f"{where}: {key}")] = value
 
 
 def _place(items: Any, name: str, where: str) -> int:
-    if not isinstance(items, list) or not name.isdigit() or int(name) >= len(items):
+    if not isinstance(items, list) or not name.isdecimal() or int(name) >= len(items):
         size = len(items) if isinstance(items, list) else 0
         raise InputError(f"{where}: {name} is no place in a list of {size}, counted from 0")
     return int(name)
@@ -476,6 +494,9 @@ def _parse_single(
                 f"{origins.get(f'data.{files[0]}', default)}: data.{files[0]} is for"
                 f" data.name = 'csv', not {config.data.name!r}"
             )
+        if files and config.data.dir is not None:
+            at = origins.get(f"data.{files[0]}", default)
+            raise InputError(f"{at}: data.{files[0]} and data.dir do not go together")
         early = config.train.early_stopping
         if early.patience and not config.data.valid:
             raise InputError(
@@ -604,13 +625,16 @@ def _check(value: Any, limits: Any, where: str) -> None:
 
 
 def put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set dotted `key` in nested tables, for every run, and take it out of the grid."""
+    """Set dotted `key` in nested tables, for every run, and take it out of the grid; None removes
+    it."""
     *tables, last = key.split(".")
     runs = tree.get("run", [])
-    for run in [*(runs if isinstance(runs, list) else []), tree.get("grid")]:
+    grid = tree.get("grid")
+    if isinstance(grid, dict):
+        for varied in [k for k in grid if k == key or k.startswith(f"{key}.")]:
+            grid.pop(varied)
+    for run in runs if isinstance(runs, list) else []:
         table: Any = run
-        if isinstance(table, dict):
-            table.pop(key, None)
         for name in tables:
             table = table.get(name, {}) if isinstance(table, dict) else {}
         if isinstance(table, dict):
@@ -619,7 +643,10 @@ def put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
             raise InputError(f"{where}: {name} is not a table")
-    tree[last] = value
+    if value is None:
+        tree.pop(last, None)
+    else:
+        tree[last] = value
 
 
 def _lines(text: str) -> dict[str, int]:

@@ -87,7 +87,10 @@ def _mnist(
     names = {"ID": f"hw1_{identity}"}
     files: Files = {}
     for folder, script in zip(folders, ("train", "q2_train"), strict=True):
-        files[f"{names['ID']}_{script}.toml"] = _single(folder).to_toml()
+        config = _single(folder)
+        if config.data.name != "mnist" or read_run(folder)[0].figures["test_accuracy"] is None:
+            raise InputError(f"{folder}: not measured on MNIST's test set, which the scripts do")
+        files[f"{names['ID']}_{script}.toml"] = _portable(config).to_toml()
         files[f"{names['ID']}_{script}.py"] = _fill(SCRIPTS[script], names)
     files[f"{names['ID']}_eval.py"] = _fill(SCRIPTS["eval"], names)
     files[f"{names['ID']}_weights.pkl"] = folders[0] / "weights.pkl"
@@ -99,19 +102,19 @@ def _mnist(
 def _fashion(
     identity: str, folders: list[Path], author: str, notes: Path | None, temporary: Path
 ) -> Files:
+    configs = [_single(folder) for folder in folders]
+    commands = f"# How to run\n{SCRIPTS['fashion_commands']}\n"
     files: Files = {"README.txt": SCRIPTS["fashion"], "train.py": SCRIPTS["fashion_train"]}
-    for folder, name in zip(folders, ("lr", "NN"), strict=True):
-        config = _single(folder)
+    files[f"{identity}_report.pdf"] = report(
+        folders, temporary / "r.pdf", author, notes, preface=commands
+    )
+    for folder, config, name in zip(folders, configs, ("lr", "NN"), strict=True):
         predictions = write_predictions(folder, config.data)
         if predictions is None:
             raise InputError(f"{folder}: its data have no test.csv to predict")
         files[f"{name}_pred.csv"] = predictions
         files[f"{name}.toml"] = _portable(config).to_toml()
         files[f"{name}_weights.pkl"] = folder / "weights.pkl"
-    text = temporary / "notes.md"
-    own = notes.read_text(encoding="utf-8") if notes else ""
-    text.write_text(f"# How to run\n{SCRIPTS['fashion_commands']}\n{own}", encoding="utf-8")
-    files[f"{identity}_report.pdf"] = report(folders, temporary / "r.pdf", author, text)
     return files
 
 
@@ -120,7 +123,8 @@ def _single(folder: Path) -> Config:
     networks = read_run(folder)
     if len(networks) != 1:
         raise InputError(f"{folder}: holds {len(networks)} networks; hand in a run of one")
-    return load_config(folder / "config.toml")
+    [member] = load_config(folder / "config.toml").members()
+    return member
 
 
 def _portable(config: Config) -> Config:
@@ -186,7 +190,7 @@ if __name__ == "__main__":
     training = train_single(config)
     [(train_loss, train_accuracy)] = training.measure(training.data.train)
     [(test_loss, _)] = training.measure(training.data.test)
-    losses = [record.test_loss for record in training.records]
+    losses = [r.test_loss for r in training.records if r.test_loss is not None]
     print(f"training loss {train_loss:.4g}, accuracy {100 * train_accuracy:.2f} %")
     print(f"test loss {test_loss:.4f}, mean over the epochs {sum(losses) / len(losses):.4f}")
 ''',

@@ -36,19 +36,21 @@ def report(
     author: str = "",
     notes: Path | None = None,
     derivation: bool = False,
+    preface: str = "",
 ) -> Path:
     """Write `report.pdf`, into the first run's folder unless `out` says where: a page for each of
     one or two finished runs, a run of random labels among them or not.
 
-    `author` is a line under the title, `notes` a text in Markdown for the last page's end.
-    `derivation` appends a page with the gradient of softmax regression. Raises InputError.
+    `author` is a line beside the title, `notes` a text in Markdown for the last page's end, after
+    `preface`, another. `derivation` appends a page with the gradient of softmax regression. Raises
+    InputError.
     """
     import matplotlib
 
     if not 1 <= len(folders) <= 2:
         raise InputError(f"a report has one or two runs on two pages, not {len(folders)}")
     with matplotlib.rc_context({"font.size": 8, "axes.titlesize": 8}):
-        pages = _pages(folders, author, notes)
+        pages = _pages(folders, author, notes, preface)
         if derivation:
             pages.append(_derivation())
         path = out or folders[0] / "report.pdf"
@@ -56,11 +58,13 @@ def report(
     return path
 
 
-def _pages(folders: Sequence[Path], author: str, notes: Path | None) -> "list[Figure]":
+def _pages(
+    folders: Sequence[Path], author: str, notes: Path | None, preface: str = ""
+) -> "list[Figure]":
     """A page for each run, and the notes where there is room, else on a page of their own."""
     pages: list[Figure] = []
     end = 0.0
-    lines = list(_layout(_read(notes))) if notes else []
+    lines = list(_layout(preface + (_read(notes) if notes else "")))
     height = sum(height for *_, height in lines)
     for folder in folders:
         memorised = (folder / "random-labels.json").is_file()
@@ -73,14 +77,14 @@ def _pages(folders: Sequence[Path], author: str, notes: Path | None) -> "list[Fi
             if len(pages) == 2:
                 room = int((HEIGHT - MARGIN - end) / LINE)
                 raise InputError(
-                    f"{notes}: about {int(height / LINE)} lines of text do not fit: the second page"
-                    f" has room for {max(room, 0)}"
+                    f"{notes or 'the text'}: about {int(height / LINE)} lines of text do not fit:"
+                    f" the second page has room for {max(room, 0)}"
                 )
             pages.append(_page())
             _header(pages[-1], f"{folders[0].name}: notes", "")
             end = 1.2
         if end + height > HEIGHT - MARGIN:
-            raise InputError(f"{notes}: longer than a page; a report has two")
+            raise InputError(f"{notes or 'the text'}: longer than a page; a report has two")
         for text, style, height in lines:
             if text:
                 _text(pages[-1], MARGIN, end, text, **style)
@@ -370,13 +374,15 @@ def _results(page: "Figure", left: float, top: float, networks: Sequence[Trained
 
 def _value(group: Sequence[Trained], part: str) -> float:
     alive = [n.figures[f"{part}_accuracy"] for n in group if not n.figures["diverged"]]
-    return statistics.fmean(alive) if alive else -1.0
+    known = [value for value in alive if value is not None]
+    return statistics.fmean(known) if known else -1.0
 
 
 def _mean(group: Sequence[Trained], key: str, scale: float) -> str:
-    values = [n.figures[key] * scale for n in group if not n.figures["diverged"]]
+    alive = [n.figures[key] for n in group if not n.figures["diverged"]]
+    values = [value * scale for value in alive if value is not None]
     if not values:
-        return "diverged"
+        return "-" if alive else "diverged"
     digits = 2 if scale == 100 else 4
     std = f" \u00b1 {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{std}"
@@ -442,9 +448,9 @@ def _memorised_page(folder: Path) -> "tuple[Figure, float]":
     top += 3.5
     lines = [
         f"Training loss after the last update: {_loss(result['train_loss'])}, accuracy"
-        f" {100 * result['train_accuracy']:.1f} %.",
+        f" {_share(result['train_accuracy'])}.",
         f"Test loss after the last update: {_loss(result['test_loss'])}; mean over the epochs:"
-        f" {_loss(result['mean_test_loss'])}; accuracy {100 * result['test_accuracy']:.1f} %.",
+        f" {_loss(result['mean_test_loss'])}; accuracy {_share(result['test_accuracy'])}.",
     ]
     if guess:
         lines.append(f"A uniform guess has the loss {guess[0]}.")
@@ -466,6 +472,10 @@ def _list(values: Iterator[float]) -> str:
 
 def _loss(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4f}" if value >= 1e-3 else f"{value:.2e}"
+
+
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else f"{100 * value:.1f} %"
 
 
 def _layout(text: str) -> Iterator[tuple[str, dict[str, Any], float]]:

@@ -14,7 +14,7 @@ from typing import Any
 from . import config as configs
 from . import plots
 from .config import Config, word
-from .data import csv_files
+from .data import csv_files, load
 from .errors import InputError
 from .evaluation import predict_file, prediction_lines
 from .experiment import Run, to_json
@@ -46,16 +46,18 @@ def configure(config: Config, name: str) -> Config:
 
     Raises InputError without a grid, or without validation data to choose by.
     """
-    if not config.data.valid:
-        raise InputError(f"{config.name}: a sweep chooses by validation data: set data.valid")
-    chosen = replace(config, name=name, data=replace(config.data, use_test=False)).expand()
+    chosen = replace(config, data=replace(config.data, use_test=False)).expand()
     for run in chosen.members():
+        if not run.data.valid:
+            raise InputError(f"{config.name}: a sweep chooses by validation data: set data.valid")
+        if run.data.use_test:
+            raise InputError(f"{config.name}: the test set has no part in a sweep: data.use_test")
         if len({replica.label for replica in run.replicas()}) > 1:
             raise InputError(
                 f"{config.name}: a list in the config trains several networks of each combination;"
                 " put it into [grid]"
             )
-    return chosen
+    return replace(chosen, name=name)
 
 
 def summarise(folder: Path, config: Config) -> dict[str, Any]:
@@ -120,13 +122,18 @@ def read_points(folder: Path, config: Config) -> list[Point]:
 def _point(label: str, values: dict[str, Any], networks: list[Trained]) -> Point:
     alive = [network for network in networks if not network.figures["diverged"]]
     found = [network.figures["valid_accuracy"] for network in alive]
+
+    def mean(key: str) -> float | None:
+        known = [n.figures[key] for n in alive if n.figures[key] is not None]
+        return statistics.fmean(known) if known else None
+
     return Point(
         label,
         values,
-        statistics.fmean(found) if found else None,
+        mean("valid_accuracy"),
         statistics.stdev(found) if len(found) > 1 else None,
-        statistics.fmean(n.figures["valid_loss"] for n in alive) if found else None,
-        statistics.fmean(n.figures["train_accuracy"] for n in alive) if found else None,
+        mean("valid_loss"),
+        mean("train_accuracy"),
         len(networks) - len(alive),
         [network.rows for network in networks],
     )
@@ -203,7 +210,8 @@ def table(rows: Sequence[dict[str, Any]], most: int = 0) -> list[str]:
             lines.append([*cells, "diverged", "-", "-"])
             continue
         accuracy = _percent(row["valid_accuracy"], row["valid_accuracy_std"])
-        loss, training = f"{row['valid_loss']:.4f}", _percent(row["train_accuracy"])
+        loss = "-" if row["valid_loss"] is None else f"{row['valid_loss']:.4f}"
+        training = _percent(row["train_accuracy"])
         lines.append([*cells, accuracy, loss, training])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
@@ -240,9 +248,9 @@ def findings(points: Sequence[Point], margins: dict[str, list[dict[str, Any]]]) 
         )
         what = "matters most" if number == 0 else "moves the mean"
         text.append(f"{name} {what}, by {100 * _range(levels):.2f} points ({means}).")
-        ends = {word(levels[0]["value"]), word(levels[-1]["value"])}
-        numbers = all(isinstance(level["value"], int | float) for level in levels)
-        if numbers and len(levels) > 2 and word(best.values[name]) in ends:
+        numbers = [level["value"] for level in levels if isinstance(level["value"], int | float)]
+        ends = (min(numbers), max(numbers)) if len(numbers) == len(levels) > 2 else ()
+        if best.values[name] in ends:
             text.append(f"The best {name} is at the edge of the grid.")
     return " ".join(text)
 
@@ -278,6 +286,8 @@ def write_predictions(folder: Path, data: configs.Data, device: str = "auto") ->
             return None
         classes, _ = predict_file(folder, file, device)
     else:
+        if load(data.name, data.dir, ("test",), optional=("test",)).test is None:
+            return None
         classes, _ = predict_file(folder, None, device, data.name, data.dir)
     write_text(folder / "predictions.csv", "\n".join([*prediction_lines(classes), ""]))
     return folder / "predictions.csv"

@@ -60,6 +60,32 @@ def test_features_that_are_no_image(tmp_path):
     assert read.train.labels.tolist() == [0, 1, 0]
 
 
+def test_tables_of_any_width_are_labelled(tmp_path):
+    """100 columns are a label and 99 features, although 10 x 10 would be an image."""
+    (tmp_path / "train.csv").write_text("".join(f"{k % 3}{',7' * 99}\n" for k in range(9)))
+    assert load("csv", tmp_path, optional=("test",)).train.images.shape == (9, 99)
+
+
+def test_images_of_all_parts_have_one_shape(tmp_path):
+    """One value above 255 in either file, or a label there: no bytes, or not only."""
+    (tmp_path / "train.csv").write_text("".join(f"{k % 3}{',7' * 64}\n" for k in range(9)))
+    (tmp_path / "test.csv").write_text(f"1,300{',7' * 63}\n")
+    read = load("csv", tmp_path)
+    assert read.train.images.shape == (9, 64) and read.test.images.shape == (1, 64)
+    (tmp_path / "test.csv").write_text(f"1,255{',7' * 63}\n")
+    read = load("csv", tmp_path)
+    assert read.train.images.shape == (9, 1, 8, 8) and read.test.images.shape == (1, 1, 8, 8)
+
+
+def test_a_column_that_is_no_label(tmp_path):
+    (tmp_path / "train.csv").write_text("".join(f"{k},1,2\n" for k in range(40)))
+    with pytest.raises(InputError, match=r"line 21, column 1: label 20 is too large for 40"):
+        load("csv", tmp_path, optional=("test",))
+    (tmp_path / "train.csv").write_text("4000000000,1,2\n")
+    with pytest.raises(InputError, match=r"label 4e\+09 is too large for 1 examples"):
+        load("csv", tmp_path, optional=("test",))
+
+
 def test_a_large_file_is_decoded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "CACHED", 10)
     path = tmp_path / "t.csv"
@@ -190,6 +216,10 @@ def test_bad_arguments(exported, run, tmp_path):
             ["train", "--set", "data.train=x.csv"],
             "data.train is for data.name = 'csv', not",
         ),
+        (
+            ["train", "--set", "data.name=csv", "--set", "data.dir=x", "--set", "data.train=y"],
+            "data.train and data.dir do not go together",
+        ),
         (["train", "--set", "data.name=csv"], "data set 'csv' needs files"),
         (["data", "export-csv", "idx", "--data-dir", "data", "--out", folder], "train.csv exists"),
         (["data", "export-csv", "mnist", "--test", "1.5"], "--test 1.5: must be between 0 and 1"),
@@ -209,4 +239,11 @@ def test_data_as_a_name_or_a_path(exported, tmp_path):
     idx = str(tmp_path / "data")
     assert data_flags(idx, None) == {"data.name": "idx", "data.dir": idx}
     file = str(folder / "train.csv")
+    written = tmp_path / "c.toml"
+    written.write_text('[data]\nname = "csv"\ntrain = "a.csv"\ntest = "b.csv"\n')
+    assert load_config(written).data.place == {"train": "a.csv", "test": "b.csv"}
+    for value, place in ((folder, str(folder)), (file, {"train": file})):
+        flags = data_flags(str(value), None)
+        assert load_config(written, flags=flags).data.place == place
+    assert load_config(written, flags=data_flags("mnist", None)).data.place is None
     assert load_config("mnist-mlp", flags=data_flags(file, None)).data.place == {"train": file}

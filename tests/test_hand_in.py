@@ -104,6 +104,13 @@ def test_what_is_refused(runs, tmp_path, run):
     ):
         code, out, err = run("hand-in", *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1) and text in err, err
+    write_folder(tmp_path / "data")
+    run("train", "--data", "data/", "--epochs", 1, "--device", "cpu", "--out", "other")
+    for name in ("mnist", "fashion"):
+        code, out, err = run("hand-in", *runs, "--id", "1", "--exercise", name, "--notes", "no.md")
+        assert (code, out, err.count("\n")) == (2, "", 1) and "no.md: cannot be read" in err, err
+    code, out, err = run("hand-in", "other", runs[1], "--id", "1")
+    assert (code, out) == (2, "") and "not measured on MNIST's test set" in err
     config = load_config("mnist-mlp", ["train.epochs=1", "data.train_samples=640"])
     tree = config.to_dict()
     tree["train"]["seeds"] = [0, 1]

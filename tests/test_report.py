@@ -90,6 +90,22 @@ def test_several_runs_in_one_folder(trained, run, folder, tmp_path):
     assert pages(report([tmp_path / "two"])) == 1
 
 
+def test_a_memorisation_without_test_images(run, folder, tmp_path):
+    for path in folder.glob("t10k-*"):
+        path.unlink()
+    arguments = ["--data", folder, "--samples", 40, "--epochs", 2, "--device", "cpu"]
+    assert run("random-labels", *arguments, "--out", "coins")[0] == 0
+    assert "accuracy not measured" in words(_pages([tmp_path / "coins"], "", None))
+
+
+def test_dollars_are_dollars(trained, run, folder, tmp_path):
+    names = '["$5 {low}", "$9 {hi", "US$ a", "$\\\\bad$"]'
+    arguments = ["--data-dir", folder, "--set", f"data.class_names={names}", "--epochs", 1]
+    code, _, err = run("train", "mnist-mlp", *arguments, "--set", "data.name=idx", "--out", "d")
+    assert code == 0, err
+    assert pages(report([tmp_path / "d"], author="US$ 5% and $")) == 1
+
+
 def test_notes_that_do_not_fit(trained, memorised, tmp_path):
     notes = tmp_path / "notes.md"
     notes.write_text("A line of a paragraph.\n\n" * 20)

@@ -57,12 +57,39 @@ def test_expand(config):
     assert parse_config(config.to_dict(), "c") == config
 
 
+def test_every_run_holds_what_its_label_says(config):
+    for run in config.expand().members():
+        said = dict(part.split(" ") for part in run.label.split(", "))
+        assert float(said["batch_size"]) == run.train.batch_size
+        assert float(said["learning_rate"]) == run.train.optimizer.learning_rate
+        assert [str(layer[-1]) for layer in run.model.layers[:2]] == [
+            said["units"], said["activation"],
+        ]  # fmt: skip
+        assert run.model.layers[2] == ("dropout", float(said["dropout"]))
+
+
+def test_whole_layers_and_tables_as_values(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text(CONFIG.partition("[grid]")[0])
+    layers = 'model.layers.1=[["relu"], ["tanh"]]'
+    tables = 'train.optimizer=[{name = "sgd", momentum = 0.5}, {name = "adam"}]'
+    runs = load_config(path, grid=[layers, tables]).expand().members()
+    assert [(r.model.layers[1], r.train.optimizer.name) for r in runs] == [
+        (("relu",), "sgd"), (("relu",), "adam"), (("tanh",), "sgd"), (("tanh",), "adam"),
+    ]  # fmt: skip
+    assert runs[0].train.optimizer.learning_rate == 0.1  # of the config, as the grid is silent
+
+
 def test_set_takes_a_key_out_of_the_grid(tmp_path, config):
     path = tmp_path / "c.toml"
     for key in ("train.batch_size", "train.optimizer.learning_rate"):
         changed = load_config(path, [f"{key}=8"])
         assert key not in dict(changed.grid) and len(changed.grid) == 4
         assert len(changed.expand().members()) == 16
+    whole = load_config(path, ['model.layers=[["linear", "classes"]]'])
+    assert [key for key, _ in whole.grid] == ["train.batch_size", "train.optimizer.learning_rate"]
+    again = load_config(path, grid=["train.optimizer.learning_rate=[0.5]"])
+    assert dict(again.grid)["train.optimizer.learning_rate"] == (0.5,) and len(again.grid) == 5
     added = load_config(path, grid=["train.l2=[0.0, 0.1, 0.2]"])
     assert len(added.expand().members()) == 96
 
@@ -140,6 +167,11 @@ def test_bad_grids_are_one_line(run, tmp_path):
         ('"train.l2" = 1', "c.toml:5: grid.train.l2 = 1: must be a list of values"),
         ('"train.l2" = []', "must be a list of values"),
         ('"train.l2" = [1, 1]', "a value stands there twice"),
+        ('"train.l2" = [1]\ntrain.l2 = [2]', "grid.train.l2 stands there twice"),
+        ('train.optimizer = [{}]\n"train.optimizer.momentum" = [0, 1]',
+         "grid.train.optimizer.momentum is a part of grid.train.optimizer"),
+        ('"model.layers.0.x" = [1]', "x is no place in a list"),
+        ('"data.name.x.0" = [1]', "is no place in a list of 0"),
         ('"model.layers.4.1" = [1]', "c.toml:5: grid: model.layers.4.1: 4 is no place in a list"),
         ('"train.l2" = [0, 1]\n[[run]]\nlabel = "a"', "[[run]] and [grid] do not go together"),
     ):  # fmt: skip
@@ -155,11 +187,26 @@ def test_bad_grids_are_one_line(run, tmp_path):
         (["--set", "data.valid=60", "--grid", "train.l9=[1]"], "--grid: grid: train.l9"),
         (["--set", "data.valid=60", "--set", "train.l1=[0, 1]", "--grid", "train.l2=[0, 1]"],
          "put it into [grid]"),
+        (["--grid", "data.valid=[0.1, 0]"], "set data.valid"),
+        (["--set", "data.valid=60", "--grid", "data.use_test=[true, false]"], "has no part in a"),
         (["--seeds", "0"], "--seeds 0"),
         (["--retrain", "-1"], "--retrain -1"),
     ):  # fmt: skip
         code, out, err = run("sweep", "c.toml", "--data-dir", "data", *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1) and text in err, err
+
+
+def test_without_test_examples_and_one_factor(run, tmp_path):
+    folder = write_folder(tmp_path / "data")
+    for path in folder.glob("t10k-*"):
+        path.unlink()
+    (tmp_path / "c.toml").write_text(CONFIG.partition("[grid]")[0])
+    grid = ["--grid", "train.optimizer.learning_rate=[0.2, 1e-4, 0.02, 0.05]", "--retrain", 1]
+    code, out, err = run("sweep", "c.toml", "--data-dir", folder, *grid, "--device", "cpu")
+    assert code == 0, err
+    assert "there are no test examples to predict" in out
+    assert "marginals.png" in out and "heatmaps.png" not in out
+    assert "The best learning_rate is at the edge of the grid." in out  # 0.2, the largest
 
 
 def test_the_run_of_another_grid_is_refused(config, tmp_path):

@@ -16,6 +16,7 @@ from .table import line_of, read_table
 
 Place = Path | str | Mapping[str, str] | None
 NAMES = ("{}.csv", "{}.csv.gz")
+PIXELS = (64, 256, 784, 1024)  # of usual images
 
 
 def csv_files(place: Place, parts: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Path]:
@@ -45,9 +46,10 @@ def csv_files(place: Place, parts: tuple[str, ...], optional: tuple[str, ...]) -
 def read_csv(files: Mapping[str, Path]) -> dict[str, tuple[Tensor, Tensor]]:
     """(features, labels (N,) int64) of each part that has labels.
 
-    Features are (N, D), or images (N, 1, side, side) where they are bytes and D is a square of at
-    least 64. A test file of one column less than the training file holds features only and is left
-    out, with a note. Raises InputError with the file, and the line and column where there is one.
+    Features are (N, D), or images (N, 1, side, side) where they are bytes in every part and D is a
+    square of at least 64. A test file of one column less than the training file holds features only
+    and is left out, with a note. Raises InputError with the file, and the line and column where
+    there is one.
     """
     tables = {part: read_table(path)[0] for part, path in files.items()}
     read = {}
@@ -62,32 +64,44 @@ def read_csv(files: Mapping[str, Path]) -> dict[str, tuple[Tensor, Tensor]]:
                 f"{path}: has {columns} columns, but {files['train']} has {expected}: a label and"
                 f" {expected - 1} features"
             )
-        if columns < 2 or (_side(columns) and not _side(columns - 1)):
+        # 783 features are unusual where 784 pixels are not; other tables have what width they like.
+        pixels = table.dtype == torch.uint8 and columns in PIXELS
+        if columns < 2 or pixels:
             raise InputError(
                 f"{path}: has {columns} columns, as features without a label; labels are needed, in"
                 " the first column"
             )
-        read[part] = _images(table[:, 1:]), _labels(table[:, 0], path)
-    return read
+        read[part] = table[:, 1:], _labels(table[:, 0], path)
+    side = _side(next(iter(tables.values())).shape[1] - 1)
+    if not side or not all(_are_bytes(features) for features, _ in read.values()):
+        return read
+    return {
+        part: (features.to(torch.uint8).reshape(-1, 1, side, side), labels)
+        for part, (features, labels) in read.items()
+    }
 
 
 def _labels(column: Tensor, path: Path) -> Tensor:
     labels = column.long()
-    wrong = ((labels != column) | (labels < 0)).nonzero()
+    most = max(10, len(column) // 2)  # more classes than that are no classes
+    wrong = ((labels != column) | (labels < 0) | (labels >= most)).nonzero()
     if len(wrong):
         first = int(wrong[0])
-        raise InputError(
-            f"{path}: line {line_of(path, first)}, column 1: label {float(column[first]):g} is no"
-            " whole number from 0"
+        value = float(column[first])
+        why = (
+            "is no whole number from 0"
+            if value != int(value) or value < 0
+            else (f"is too large for {len(column)} examples; is the first column a label?")
         )
+        raise InputError(f"{path}: line {line_of(path, first)}, column 1: label {value:g} {why}")
     return labels
 
 
-def _images(features: Tensor) -> Tensor:
-    side = _side(features.shape[1])
-    if features.dtype == torch.uint8 and side:
-        return features.reshape(-1, 1, side, side)
-    return features
+def _are_bytes(features: Tensor) -> bool:
+    """Whether all are whole numbers from 0 to 255."""
+    if features.dtype == torch.uint8:
+        return True
+    return bool(((features >= 0) & (features <= 255) & (features == features.floor())).all())
 
 
 def _side(count: int) -> int:

@@ -137,7 +137,7 @@ def load(
         count = int(read["train"].labels.max()) + 1
         same = known is not None and len(known.classes) == count
         class_names = known.classes if known and same else tuple(map(str, range(count)))
-    elif class_names is None and known:
+    elif class_names is None and known and read:
         fits = max(int(examples.labels.max()) for examples in read.values()) < len(known.classes)
         class_names = known.classes if fits else None
     for part, examples in read.items():
