@@ -181,7 +181,7 @@ def test_bad_grids_are_one_line(run, tmp_path):
         assert (code, out, err.count("\n")) == (2, "", 1) and text in err, err
     (tmp_path / "c.toml").write_text('[data]\nname = "idx"\n')
     for arguments, text in (
-        ([], "set data.valid"),
+        (["--grid", "train.l2=[0, 1]"], "c: a sweep chooses by validation data: set data.valid"),
         (["--set", "data.valid=60"], "there is no [grid] to sweep over"),
         (["--set", "data.valid=60", "--grid", "train.l2"], "--grid train.l2: write key=value"),
         (["--set", "data.valid=60", "--grid", "train.l9=[1]"], "--grid: grid: train.l9"),
