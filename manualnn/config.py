@@ -316,7 +316,8 @@ def load_config(
     flags = flags or {}
     given = {key for key, value in flags.items() if value is not None}
     # Another data set, or another place of it, takes the place of the file's.
-    dropped = ["data.train", "data.test"] if given & {"data.name", *PLACES} else []
+    no_csv = flags.get("data.name") not in (None, "csv")
+    dropped = ["data.train", "data.test"] if given & PLACES or no_csv else []
     for key in [*dropped, *(["data.dir"] if given & PLACES else [])]:
         put(tree, key, None, key)
     for key, value in flags.items():

@@ -246,4 +246,6 @@ def test_data_as_a_name_or_a_path(exported, tmp_path):
         flags = data_flags(str(value), None)
         assert load_config(written, flags=flags).data.place == place
     assert load_config(written, flags=data_flags("mnist", None)).data.place is None
+    kept = load_config("mnist-mlp", ["data.train=a.csv"], data_flags("csv", None))
+    assert kept.data.place == {"train": "a.csv"}
     assert load_config("mnist-mlp", flags=data_flags(file, None)).data.place == {"train": file}
