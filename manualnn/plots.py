@@ -166,8 +166,9 @@ def _fit_accuracies(axes: "Axes", lines: "Sequence[Line2D]") -> None:
 def comparison(
     runs: Sequence[tuple[str, Sequence[Sequence[dict[str, Any]]]]], title: str
 ) -> "Figure":
-    """Loss (logarithmic) and accuracy of each run, its networks' rows of history.csv, against
-    epochs and steps: the mean over seeds, solid on validation, else test data, dotted in training.
+    """Loss (logarithmic where it spans a decade) and accuracy of each run, its networks' rows of
+    history.csv, against epochs and steps: the mean over seeds, solid on validation, else test data,
+    dotted in training.
 
     Where a run learned nothing the axis of accuracy is that of the others, and its legend says so.
     """
@@ -202,7 +203,8 @@ def comparison(
                     axes.fill_between(
                         x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0
                     )
-        if measure == "loss":
+        values = _values(axes.lines)
+        if measure == "loss" and len(values) and values.max() > 10 * values.min() > 0:
             axes.set_yscale("log")
         _finish(axes, measure, learned)
         _cut_off_explosions(axes, measure)
