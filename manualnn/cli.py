@@ -59,7 +59,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 @app.command()
 def train(
-    config: Config = "mnist-mlp",
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            help="A TOML file, or the name of a shipped one.", show_default="mnist-mlp"
+        ),
+    ] = None,
     set_: Sets = None,
     out: RunFolder = None,
     device: Device = "auto",
@@ -90,12 +95,16 @@ def train(
 ) -> None:
     """Train the networks of CONFIG and leave a folder with weights, curves and figures.
 
-    Without CONFIG: a multi-layer perceptron on MNIST, which comes with the package.
+    Without CONFIG: a multi-layer perceptron on MNIST, which comes with the package; with --resume
+    --out what is in that folder.
     """
     from .config import data_flags, load_config
 
     if require_accuracy is not None and not 0 <= require_accuracy <= 1:
         raise InputError(f"--require-accuracy {require_accuracy:g}: give a fraction, as in 0.98")
+    if config is None:
+        held = out / "config.toml" if resume and out else None
+        config = str(held) if held and held.is_file() else "mnist-mlp"
     flags = {"train.seed": seed, "train.epochs": epochs, **data_flags(data, data_dir)}
     resolved = load_config(config, set_, flags)
     if seed is not None and any(member.train.seeds for member in resolved.members()):
@@ -301,7 +310,12 @@ app.add_typer(data_app, name="data")
 def export_csv(
     name: Annotated[str, typer.Argument(help="Data set: mnist, fashion-mnist, kmnist or idx.")],
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("csv"),
-    test: Annotated[float, typer.Option(help="The share of test.csv.")] = 0.2,
+    test: Annotated[
+        float | None, typer.Option(help="The share of test.csv.", show_default="0.2")
+    ] = None,
+    keep_split: Annotated[
+        bool, typer.Option("--keep-split", help="Into test.csv the data set's own test examples.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
     data_dir: DataDir = None,
 ) -> None:
@@ -311,9 +325,12 @@ def export_csv(
     """
     from . import data
 
-    if not 0 < test < 1:
-        raise InputError(f"--test {test:g}: must be between 0 and 1")
-    counts = data.export_csv(data.load(name, data_dir), out, seed, test)
+    if test is not None and keep_split:
+        raise InputError("--test and --keep-split: give one of them")
+    share = None if keep_split else 0.2 if test is None else test
+    if share is not None and not 0 < share < 1:
+        raise InputError(f"--test {share:g}: must be between 0 and 1")
+    counts = data.export_csv(data.load(name, data_dir), out, seed, share)
     print("\n".join(f"{out / file}: {count:,} examples" for file, count in counts.items()))
 
 
@@ -828,10 +845,12 @@ def _announce(run: "Run") -> str:
     training, parts = run.training, len(run.populations)
     part = f"part {run.number + 1} of {parts}: " if parts > 1 else ""
     first = f"from epoch {training.epoch + 1} of" if training.epoch else "for"
+    what = f"{first} {training.settings.epochs} epochs"
+    if training.epoch == training.settings.epochs:
+        what = f"whose {training.epoch} epochs are done"
     return (
         f"{part}training {len(training.replicas)} network(s) with"
-        f" {training.network.layout.count:,} parameters {first} {training.settings.epochs} epochs"
-        f" on {training.grad.device}"
+        f" {training.network.layout.count:,} parameters {what} on {training.grad.device}"
     )
 
 

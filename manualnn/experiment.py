@@ -149,28 +149,28 @@ class Run:
             if self.metrics:
                 return
         self.device = choose_device(device)
-        self.populations = config.populations()
-        networks = [(r.label, r.seed) for p in self.populations for r in p.replicas]
-        self.several = len(networks) > 1
-        self.files = _file_names(networks)
-        self._data: dict[str, Data] = {}
         # Of the populations before the current one, and what a checkpoint holds besides its state:
         self.number = 0
         self.runs: list[dict[str, Any]] = []
         self.finished: list[Record] = []
         self.notes: list[dict[str, Any]] = []
         self.seconds, self.samples = 0.0, 0
-        self.saved_epoch = 0
         state = None
         if (self.folder / "checkpoint.pt").exists():
             state = self._restore(self.folder / "checkpoint.pt")
+        self.populations = self.config.populations()
+        networks = [(r.label, r.seed) for p in self.populations for r in p.replicas]
+        self.several = len(networks) > 1
+        self.files = _file_names(networks)
+        self._data: dict[str, Data] = {}
+        self.saved_epoch = 0
         for population in self.populations[self.number + 1 :]:
             build(population, self.device, self._data)  # all must fit before one is trained
         self._begin()
         if state is not None:
             self._resume(state)
         try:
-            write_text(self.folder / "config.toml", config.to_toml())
+            write_text(self.folder / "config.toml", self.config.to_toml())
         except OSError as error:
             raise InputError(f"--out {self.folder}: cannot be written: {error.strerror}") from None
 
@@ -213,7 +213,7 @@ class Run:
     def _save_epoch(self) -> None:
         """After an epoch: the checkpoint, the history, and pictures that are asked for."""
         with replacing(self.folder / "checkpoint.pt") as temporary:
-            state = {name: getattr(self, name) for name in _BEFORE}
+            state = {name: getattr(self, name) for name in _BEFORE} | {"name": self.config.name}
             state["finished"] = [asdict(record) for record in self.finished]
             torch.save(state | {"training": self.training.state()}, temporary)
         write_history(self.folder / "history.csv", self.records)
@@ -229,6 +229,8 @@ class Run:
             for name in _BEFORE:
                 setattr(self, name, state[name])
             self.finished = [Record(**record) for record in state["finished"]]
+            # A network without a label is called after its config, which may be another file now.
+            self.config = parse_config(self.config.to_dict(), state["name"])
             return state["training"]
         except (KeyError, TypeError) as error:
             raise self._unfit(error) from None

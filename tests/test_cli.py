@@ -159,6 +159,10 @@ def test_resume(run, small):
         return [{**row, "seconds": ""} for row in rows(Path(name) / "history.csv")]
 
     assert without_time("broken") == without_time("whole")
+    Path("broken/metrics.json").unlink()  # killed between the last epoch and the measuring
+    code, out, err = run("train", "--resume", "--out", "broken")
+    assert code == 0 and "whose 3 epochs are done" in err
+    assert json.loads(Path("broken/metrics.json").read_text())["runs"][0]["run"] == "mnist-mlp"
     again, out, err = run(*whole, "--out", "broken", "--resume")
     assert again == 0 and "already finished" in err and "test accuracy" in out
     assert run(*whole, "--out", "fresh", "--resume")[0] == 0  # nothing there yet: a fresh start

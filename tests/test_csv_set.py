@@ -44,6 +44,17 @@ def test_an_export_holds_every_example_once(exported, capsys):
     assert not read.train.labels[:200].equal(dataset.train.labels[:200])  # in another order
 
 
+def test_an_export_that_keeps_the_split(exported, tmp_path):
+    dataset, _ = exported
+    folder = tmp_path / "split"
+    assert export_csv(dataset, folder, test=None)["test.csv"] == 60
+    read, (features, _) = load("csv", folder), table.read_table(folder / "test.csv")
+    assert read.train.images.sum() == dataset.train.images.sum()
+    assert sorted(features.tolist()) == sorted(dataset.test.images.flatten(1).tolist())
+    with pytest.raises(InputError, match="has no training and test part to keep apart"):
+        export_csv(read, tmp_path / "again", test=None)
+
+
 def test_labels_in_a_test_file_are_used(exported):
     _, folder = exported
     (folder / "test.csv").write_bytes((folder / "train.csv").read_bytes())
@@ -222,6 +233,7 @@ def test_bad_arguments(exported, run, tmp_path):
         ),
         (["train", "--set", "data.name=csv"], "data set 'csv' needs files"),
         (["data", "export-csv", "idx", "--data-dir", "data", "--out", folder], "train.csv exists"),
+        (["data", "export-csv", "mnist", "--test", "0.1", "--keep-split"], "give one of them"),
         (["data", "export-csv", "mnist", "--test", "1.5"], "--test 1.5: must be between 0 and 1"),
     ):
         code, out, err = run(*arguments)

@@ -18,18 +18,27 @@ from .sources import Dataset
 EXPORT_STREAM = 0xE4B0
 
 
-def export_csv(dataset: Dataset, folder: Path, seed: int = 0, test: float = 0.2) -> dict[str, int]:
+def export_csv(
+    dataset: Dataset, folder: Path, seed: int = 0, test: float | None = 0.2
+) -> dict[str, int]:
     """Write all examples of a data set, in one random order that depends on `seed` alone.
 
     `train.csv` has a label and the features in each line, `test.csv`, the share `test` of all,
-    only features, and `test_labels.csv` their labels. Returns the number of examples in each file.
-    Raises InputError where one of them exists or cannot be written.
+    only features, and `test_labels.csv` their labels. With `test` None the test file has the test
+    examples of the data set. Returns the number of examples in each file. Raises InputError where
+    one of them exists or cannot be written, or where there are no test examples.
     """
     parts = [part for part in (dataset.train, dataset.test) if part is not None]
     features = torch.cat([part.images.flatten(1) for part in parts])
     labels = torch.cat([part.labels for part in parts])
     order = torch.randperm(len(labels), generator=generator(seed, EXPORT_STREAM))
-    held_out, chosen = order.tensor_split([round(test * len(order))])
+    if test is not None:
+        held_out, chosen = order.tensor_split([round(test * len(order))])
+    elif len(parts) == 2:
+        is_test = order >= len(parts[0].labels)
+        held_out, chosen = order[is_test], order[~is_test]
+    else:
+        raise InputError(f"{dataset.name}: has no training and test part to keep apart")
     names = [f"pixel{i + 1}" for i in range(features.shape[1])]
     tables = {
         "train.csv": (["label", *names], _rows(chosen, labels[:, None], features), len(chosen)),
