@@ -61,9 +61,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 def train(
     config: Annotated[
         str | None,
-        typer.Argument(
-            help="A TOML file, or the name of a shipped one.", show_default="mnist-mlp"
-        ),
+        typer.Argument(help="A TOML file, or the name of a shipped one.", show_default="mnist-mlp"),
     ] = None,
     set_: Sets = None,
     out: RunFolder = None,

@@ -29,9 +29,7 @@ def compare(folder: Path) -> dict[str, Any]:
     for network in networks:
         groups.setdefault(network.replica.label, []).append(network)
     rows = [_row(label, group) for label, group in groups.items()]
-    source = {n.config.data.source for n in networks}
-    data = networks[0].config.data.name
-    where = f"a split of {data}'s test images" if "test" in source else data
+    where = ", ".join(dict.fromkeys(n.config.data.title for n in networks))
     result = {"data": where, "rows": rows, "findings": findings(rows, groups, where)}
     title = f"{folder.name}: {where}"
     drawn = [(label, [n.rows for n in group]) for label, group in groups.items()]

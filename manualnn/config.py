@@ -66,6 +66,13 @@ class Data:
         named = {"train": self.train, "test": self.test}
         return {part: path for part, path in named.items() if path is not None} or self.dir
 
+    @property
+    def title(self) -> str:
+        """What figures call the data: the data set's name, or that of the own folder or file."""
+        own = self.train or self.test or self.dir
+        name = Path(own).name if own and self.name in ("csv", "idx") else self.name
+        return f"a split of {name}'s test images" if self.source == "test" else name
+
 
 @dataclass(frozen=True)
 class Model:

@@ -458,7 +458,7 @@ def marginals(factors: Mapping[str, Sequence[dict[str, Any]]], title: str) -> "F
     """For each factor the mean of each of its values, with one standard deviation over the
     combinations, and the best of them: levels with `value` (a word), `mean`, `std` and `best` in
     [0, 1]."""
-    columns = min(3, len(factors))
+    columns = 2 if len(factors) == 4 else min(3, len(factors))
     rows = -(-len(factors) // columns)
     figure = _figure(4 * columns, 3.2 * rows + 0.4, title)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
@@ -487,7 +487,8 @@ def heat_maps(
     title: str,
 ) -> "Figure":
     """The mean accuracy of pairs of factors, over the others: (row factor, column factor, cells in
-    [0, 1], row values, column values)."""
+    [0, 1], row values, column values). All maps share one scale of colours, so that a factor that
+    changes little looks it."""
     columns = min(3, len(maps))
     rows = -(-len(maps) // columns)
     figure = _figure(
@@ -498,14 +499,15 @@ def heat_maps(
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(maps) :]:
         axes.axis("off")
+    known = [100 * c for _, _, cells, _, _ in maps for line in cells for c in line if c is not None]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    digits = 1 if high - low >= 10 else 2
     for axes, (row, column, cells, row_values, column_values) in zip(grid.flat, maps, strict=False):
         values = np.array([[np.nan if c is None else 100 * c for c in line] for line in cells])
-        known = values[np.isfinite(values)]
-        low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
         axes.imshow(values, cmap="viridis", aspect="auto", vmin=low, vmax=high)
         for (i, j), value in np.ndenumerate(values):
             light = np.isfinite(value) and value > (low + high) / 2
-            text = f"{value:.1f}" if np.isfinite(value) else "-"
+            text = f"{value:.{digits}f}" if np.isfinite(value) else "-"
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color="k" if light else "w")
         axes.set_xticks(range(len(column_values)), column_values)
         axes.set_yticks(range(len(row_values)), row_values)

@@ -263,12 +263,11 @@ def _settings(
     """What was trained and how, of the best network; the others' names say what they change."""
     data, model, train = best.config.data, best.config.model, best.config.train
     replica, optimizer, schedule = best.replica, train.optimizer, train.schedule
-    part = "a split of its test images, " if data.source == "test" else ""
     held_out = f"{data.valid:.0%}" if isinstance(data.valid, float) else f"{data.valid:,}"
     yield (
         "data",
         (
-            f"{data.name}, {part}{best.figures['train_samples']:,} training samples"
+            f"{data.title}, {best.figures['train_samples']:,} training samples"
             + (f", {held_out} for validation" if data.valid else "")
             + (", stratified" if data.stratify and data.valid else "")
         ),

@@ -81,7 +81,7 @@ def summarise(folder: Path, config: Config) -> dict[str, Any]:
     write_csv(folder / "sweep.csv", list(rows[0]), (list(row.values()) for row in rows))
     write_text(folder / "sweep.json", to_json(result))
     write_text(folder / "sweep.txt", "\n".join([*table(rows), "", str(result["findings"]), ""]))
-    title = f"{folder.name}: {len(points)} combinations on {config.data.name}"
+    title = f"{folder.name}: {len(points)} combinations on {config.data.title}"
     words = {name: list(map(word, values)) for name, values in grid.items()}
     levels = {
         name: [level | {"value": word(level["value"])} for level in margins[name]]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks import against_torch
+from benchmarks import against_singles, against_torch
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
@@ -14,3 +14,11 @@ def test_against_torch(capsys):
     ours, theirs = (float(value) for value in re.findall(r"test (0\.\d+)", out))
     assert abs(ours - theirs) < 0.01 and ours > 0.5
     assert re.search(r"ratio \d\.\d+ \(", out)
+
+
+def test_against_singles(capsys):
+    sets = ["--set", "data.train_samples=500", "--set", 'grid={"train.l2" = [0, 0.01]}']
+    against_singles.main(["fashion-logistic", "--data", "mnist", "--epochs", "2", *sets])
+    out = capsys.readouterr().out
+    assert re.search(r"2 networks: together .* ratio \d+\.\d\d; losses .* at most 0.0e\+00\n", out)
+    assert re.search(r"all: .* ratio \d+\.\d\d\n$", out)
