@@ -236,7 +236,10 @@ def compare(
         flags = {"train.epochs": epochs, **data_flags(data, data_dir)}
         resolved = load_config(config, set_, flags | {"train.seeds": many})
 
+        from . import compare as comparing
         from . import experiment
+
+        comparing.check(resolved)
 
         run = experiment.Run(resolved, out, device, resume)
         _follow(run, quiet)
@@ -338,7 +341,7 @@ def sweep(
     grid: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=LIST", help="Values of a key, as in train.l2=[0, 1e-4]; adds to [grid]."
+            metavar="KEY=LIST", help="Values of a key, as in train.l2=[0, 1e-4]; adds to \\[grid]."
         ),
     ] = None,
     set_: Sets = None,
@@ -365,7 +368,7 @@ def sweep(
     quiet: Quiet = False,
     json_: Annotated[bool, typer.Option("--json", help="Print sweep.json.")] = False,
 ) -> None:
-    """Train every combination of CONFIG's [grid], rank them by validation accuracy, and say which
+    """Train every combination of CONFIG's \\[grid], rank them by validation accuracy, and say which
     factor matters most.
 
     The test set is not touched; combinations that differ in learning rate, momentum, penalties,
@@ -438,11 +441,13 @@ def hand_in(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN RUN]", help="Two finished runs; default those in runs/ of the exercise."
+            metavar="[RUN RUN]", help="Two finished runs; default the exercise's newest in runs/."
         ),
     ] = None,
     exercise: Annotated[str, typer.Option(help="mnist or fashion.")] = "mnist",
-    out: Annotated[Path | None, typer.Option(help="The zip; default hw1_ID.zip.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The zip; default hw1_ID.zip or, for fashion, ID.zip.")
+    ] = None,
     author: Annotated[str, typer.Option(help="The report's line of names; default the id.")] = "",
     notes: Annotated[Path | None, typer.Option(help="As for report.")] = None,
 ) -> None:
@@ -453,8 +458,9 @@ def hand_in(
     """
     from . import hand_in as handing
 
-    path = handing.hand_in(identity, exercise, runs or [], out, author, notes)
-    print(path)
+    folders = handing.choose(exercise, runs or [])
+    path = handing.hand_in(identity, exercise, folders, out, author, notes)
+    print(f"{path}: {folders[0]}, {folders[1]}")
 
 
 @app.command("lr-find")
@@ -482,11 +488,11 @@ def lr_find(
     from . import lr_find as finder
 
     result = finder.find(resolved, low, high, networks, steps, device)
+    from .files import writing
+
     folder = out or experiment.new_folder(f"{resolved.name}-lr-find")
-    try:
+    with writing(f"--out {folder}"):
         finder.save(result, resolved.name, folder)
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be written: {error.strerror or error}") from None
     if json_:
         print(experiment.to_json(result | {"out": str(folder)}), end="")
         return
@@ -616,7 +622,7 @@ def evaluate(
         return
     if (
         weights is None
-        and (newest := experiment.newest_run())
+        and (newest := evaluating.newest_run())
         and (newest / "weights.pkl").exists()
     ):
         weights = str(newest)
@@ -626,12 +632,12 @@ def evaluate(
     name = path.parent.name if is_run else path.stem
     label = evaluated.data.replace(" ", "-")
     folder = out or (path.parent / label if is_run else Path("evaluation") / f"{name}-{label}")
-    try:
+    from .files import writing
+
+    with writing(f"--out {folder}"):
         evaluating.draw_evaluation(
             evaluation, evaluated.images, names, f"{name}, {evaluated.data} set", folder
         )
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be written: {error.strerror or error}") from None
     per_class = evaluation.per_class(names)
     if json_:
         result = {
@@ -687,13 +693,11 @@ def predict(
     if out is None:
         print("\n".join(lines))
         return
-    from .files import write_text
+    from .files import write_text, writing
 
-    try:
+    with writing(f"--out {out}"):
         write_text(out, "\n".join([*lines, ""]))
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written: {error.strerror or error}") from None
-    print(f"{out}: {len(classes):,} predictions")
+    print(f"{out}: {len(classes):,} predictions of {evaluating.find_weights(weights)}")
 
 
 @app.command()

@@ -3,20 +3,29 @@
 Everything is read from a finished run's folder.
 """
 
+import itertools
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from . import plots
+from .config import Config, without_columns
+from .errors import InputError
 from .experiment import to_json
-from .files import write_csv, write_text
+from .files import write_csv, write_text, writing
 from .results import Trained, read_run
 
 COLUMNS = (
     *("run", "parameters", "n", "diverged", "part", "final_accuracy", "final_accuracy_std"),
     *("best_accuracy", "best_accuracy_std", "best_epoch", "final_loss", "final_loss_std"),
     *("train_accuracy", "test_accuracy", "test_accuracy_std", "seconds_per_epoch"),
+)
+
+
+NOTHING_COMMON = (
+    "nothing that all runs are measured on: set data.valid for all, or leave the test set to them"
 )
 
 
@@ -28,22 +37,39 @@ def compare(folder: Path) -> dict[str, Any]:
     groups: dict[str, list[Trained]] = {}
     for network in networks:
         groups.setdefault(network.replica.label, []).append(network)
-    rows = [_row(label, group) for label, group in groups.items()]
+    part = _common_part(networks, folder)
+    rows = [_row(label, group, part) for label, group in groups.items()]
     where = ", ".join(dict.fromkeys(n.config.data.title for n in networks))
     result = {"data": where, "rows": rows, "findings": findings(rows, groups, where)}
     title = f"{folder.name}: {where}"
     drawn = [(label, [n.rows for n in group]) for label, group in groups.items()]
-    plots.save(plots.comparison(drawn, title), folder / "comparison.png")
-    write_csv(folder / "comparison.csv", COLUMNS, ([row[c] for c in COLUMNS] for row in rows))
-    write_text(folder / "comparison.json", to_json(result))
     text = "\n".join([*table(rows), "", str(result["findings"]), ""])
-    write_text(folder / "comparison.txt", text)
+    with writing(str(folder)):
+        plots.save(plots.comparison(drawn, title, part), folder / "comparison.png")
+        write_csv(folder / "comparison.csv", COLUMNS, ([row[c] for c in COLUMNS] for row in rows))
+        write_text(folder / "comparison.json", to_json(result))
+        write_text(folder / "comparison.txt", text)
     return result | {"out": str(folder)}
 
 
-def _row(label: str, group: Sequence[Trained]) -> dict[str, Any]:
+def check(config: Config) -> None:
+    """Raise InputError where no part of the data is one that all runs can be compared on."""
+    members = config.members()
+    if not all(m.data.valid for m in members) and not all(m.data.use_test for m in members):
+        raise InputError(f"{config.name}: {NOTHING_COMMON}")
+
+
+def _common_part(networks: Sequence[Trained], folder: Path) -> str:
+    """The validation part if all networks were measured on one, else the test part."""
+    alive = [network for network in networks if not network.figures["diverged"]]
+    for part in ("valid", "test"):
+        if all(network.figures[f"{part}_accuracy"] is not None for network in alive):
+            return part
+    raise InputError(f"{folder}: {NOTHING_COMMON}")
+
+
+def _row(label: str, group: Sequence[Trained], part: str) -> dict[str, Any]:
     """The figures of the networks that share all but the seed: means and standard deviations."""
-    part = "valid" if any(n.rows[-1]["valid_accuracy"] is not None for n in group) else "test"
     alive = [n for n in group if not n.figures["diverged"]]
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row |= {"run": label, "parameters": group[0].figures["parameters"], "n": len(group)}
@@ -52,10 +78,12 @@ def _row(label: str, group: Sequence[Trained]) -> dict[str, Any]:
     if not alive:
         return row
 
-    def put(name: str, values: list[float], spread: bool = True) -> None:
-        row[name] = statistics.fmean(values)
-        if spread and len(values) > 1:
-            row[f"{name}_std"] = statistics.stdev(values)
+    def put(name: str, values: list[float | None], spread: bool = True) -> None:
+        known = [value for value in values if value is not None]  # a loss may have no finite value
+        if known:
+            row[name] = statistics.fmean(known)
+        if spread and len(known) > 1:
+            row[f"{name}_std"] = statistics.stdev(known)
 
     bests = [max(n.rows, key=lambda r: r[f"{part}_accuracy"] or 0) for n in alive]
     put("final_accuracy", [n.figures[f"{part}_accuracy"] for n in alive])
@@ -63,8 +91,7 @@ def _row(label: str, group: Sequence[Trained]) -> dict[str, Any]:
     put("best_accuracy", [best[f"{part}_accuracy"] for best in bests])
     put("best_epoch", [best["epoch"] for best in bests], spread=False)
     put("train_accuracy", [n.figures["train_accuracy"] for n in alive], spread=False)
-    if group[0].figures["test_accuracy"] is not None:
-        put("test_accuracy", [n.figures["test_accuracy"] for n in alive])
+    put("test_accuracy", [n.figures["test_accuracy"] for n in alive])
     return row
 
 
@@ -82,7 +109,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
                 _percent(row, "final_accuracy"),
                 _percent(row, "best_accuracy"),
                 f"{row['best_epoch']:.1f}",
-                f"{row['final_loss']:.4f}",
+                "-" if row["final_loss"] is None else f"{row['final_loss']:.4f}",
                 _percent(row, "train_accuracy"),
                 _percent(row, "test_accuracy"),
             ]
@@ -153,18 +180,17 @@ def _by_permutation(
     finished: Sequence[dict[str, Any]], groups: dict[str, list[Trained]]
 ) -> list[str]:
     """For each network that was trained with and without permuted pixels, the difference."""
-    pairs: dict[str, dict[bool, dict[str, Any]]] = {}
+    kinds: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
     for row in finished:
-        config = groups[row["run"]][0].config
-        key = repr((config.model.layers, config.train.optimizer, row["parameters"]))
-        pairs.setdefault(key, {})[config.data.permute_seed is not None] = row
-    text = []
-    for pair in pairs.values():
-        if len(pair) == 2:
-            change = 100 * (pair[True]["final_accuracy"] - pair[False]["final_accuracy"])
-            text.append(
-                f"Permuting the pixels changes {pair[False]['run']} by {change:+.2f} points, from"
-                f" {_percent(pair[False], 'final_accuracy')} to"
-                f" {_percent(pair[True], 'final_accuracy')}."
-            )
-    return text
+        first = groups[row["run"]][0]
+        tree = without_columns(first.config)
+        permuted = tree["data"].pop("permute_seed", None) is not None
+        key = repr((tree, replace(first.replica, label="", seed=0)))
+        kinds.setdefault(key, ([], []))[permuted].append(row)
+    return [
+        f"Permuting the pixels changes {plain['run']} by"
+        f" {100 * (permuted['final_accuracy'] - plain['final_accuracy']):+.2f} points, from"
+        f" {_percent(plain, 'final_accuracy')} to {_percent(permuted, 'final_accuracy')}."
+        for plains, permuteds in kinds.values()
+        for plain, permuted in itertools.product(plains, permuteds)
+    ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import InputError, hint
-from .files import find_shipped
+from .files import find_shipped, shipped
 
 DEFAULT = "mnist-mlp"
 # Other flags are called as their key ends.
@@ -239,7 +239,7 @@ class Config:
         """All networks, those that differ in columns alone together, in the order of the runs."""
         groups: dict[str, Population] = {}
         for member in self.members():
-            key = repr(_without_columns(member))
+            key = repr(without_columns(member))
             before = groups[key].replicas if key in groups else ()
             first = groups[key].config if key in groups else member
             groups[key] = Population(first, (*before, *member.replicas()))
@@ -323,9 +323,12 @@ def load_config(
     flags = flags or {}
     given = {key for key, value in flags.items() if value is not None}
     # Another data set, or another place of it, takes the place of the file's.
-    no_csv = flags.get("data.name") not in (None, "csv")
+    other, data = flags.get("data.name"), tree.get("data")
+    own = data.get("name", "mnist") if isinstance(data, dict) else "mnist"
+    moved = other not in (None, own) and {own, other} & {"csv", "idx"}
+    no_csv = other not in (None, "csv")
     dropped = ["data.train", "data.test"] if given & PLACES or no_csv else []
-    for key in [*dropped, *(["data.dir"] if given & PLACES else [])]:
+    for key in [*dropped, *(["data.dir"] if given & PLACES or moved else [])]:
         put(tree, key, None, key)
     for key, value in flags.items():
         if value is not None:
@@ -339,8 +342,10 @@ def load_config(
         origins[f"grid.{key}"] = "--grid"
     # A run folder's config.toml is called as its folder is.
     stem = path.absolute().parent.name if path.name == "config.toml" else path.stem
-    if (other := flags.get("data.name")) and (own := _prefix(stem)):
-        stem = other + stem.removeprefix(own)  # kmnist-cnn on mnist is mnist-cnn
+    if other and (prefix := _prefix(stem)) not in ("", other):
+        renamed = other + stem.removeprefix(prefix)  # kmnist-cnn on mnist is mnist-cnn
+        taken = (shipped("configs") / f"{renamed}.toml").is_file()
+        stem = f"{stem}-{other}" if taken else renamed
     return parse_config(tree, stem, origins, str(path))
 
 
@@ -351,9 +356,9 @@ def _assignment(option: str, text: str) -> tuple[str, Any]:
         example = "train.l2=[0, 1e-4]" if option == "--grid" else "train.epochs=5"
         raise InputError(f"{option} {text}: write key=value, as in {example}")
     try:
-        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+        return key.strip(" \"'"), tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
-        return key.strip(), raw.strip()
+        return key.strip(" \"'"), raw.strip()
 
 
 def data_flags(value: str | None, data_dir: str | None) -> dict[str, str | None]:
@@ -432,7 +437,8 @@ def _parse_grid(
         if above := [other for other, _ in flat if key.startswith(f"{other}.")]:
             raise InputError(f"{at}: grid.{key} is a part of grid.{above[0]}; vary one of them")
         if not isinstance(values, list) or not values:
-            raise InputError(f"{at}: grid.{key} = {values!r}: must be a list of values")
+            example = "[0, 1e-4] or ['relu', 'tanh']"
+            raise InputError(f"{at}: grid.{key} = {values!r}: must be a list, as in {example}")
         if any(values.count(value) > 1 for value in values):
             raise InputError(f"{at}: grid.{key} = {values!r}: a value stands there twice")
         for value in values:
@@ -481,7 +487,8 @@ def _place(items: Any, name: str, where: str) -> int:
 
 def word(value: Any) -> str:
     """A value for a reader: numbers in their shortest form."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else str(value)
 
 
 def _parse_single(
@@ -528,7 +535,7 @@ def _dropouts(model: Model) -> list[int]:
     return [i for i, layer in enumerate(model.layers) if layer[0] == "dropout" and len(layer) == 2]
 
 
-def _without_columns(member: Config) -> dict[str, Any]:
+def without_columns(member: Config) -> dict[str, Any]:
     """What two runs must share to train as one population: all but the columns and seeds."""
     tree = member.to_dict()
     for i in _dropouts(member.model):
@@ -641,6 +648,8 @@ def put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     if isinstance(grid, dict):
         for varied in [k for k in grid if k == key or k.startswith(f"{key}.")]:
             grid.pop(varied)
+        if above := [k for k in grid if key.startswith(f"{k}.")]:
+            raise InputError(f"{where}: [grid] varies {above[0]}, which {key} is a part of")
     for run in runs if isinstance(runs, list) else []:
         table: Any = run
         for name in tables:

@@ -19,6 +19,7 @@ from .data import (
     Normalization,
     Place,
     Samples,
+    are_features,
     corrupt,
     csv_files,
     example_shape,
@@ -30,6 +31,7 @@ from .data import (
     split,
 )
 from .data.sources import check_labels
+from .data.table import LABELS
 from .errors import InputError
 from .files import find_shipped
 from .losses import probabilities
@@ -146,20 +148,39 @@ def evaluate_weights(
     if not names or len(names) != network.classes:
         names = [str(k) for k in range(network.classes)]
     called = f"{name} {split}{' (of the test images)' if swapped else ''}"
+    if isinstance(place, dict) and data is not None:
+        called = Path(place[part]).name.partition(".")[0]  # a file is no part of a data set
     return Evaluated(evaluation, images, list(names), path, called, dataset.where)
 
 
 def find_weights(name: Path | str) -> Path:
-    """A weights file: itself, the `weights.pkl` of a run (its folder, or its name in `runs/`), or a
-    shipped one by name."""
+    """A weights file: itself, the `weights.pkl` of a run (its folder, or the newest of that name in
+    `runs/`), or a shipped one by name."""
     if (Path(name) / "weights.pkl").is_file():
         return Path(name) / "weights.pkl"
     try:
         return find_shipped(name, "weights", ".pkl", "weights file")
     except InputError:
-        if (RUNS / name / "weights.pkl").is_file():
-            return RUNS / name / "weights.pkl"
+        if newest := newest_run(str(name), "weights.pkl"):
+            return newest / "weights.pkl"
         raise
+
+
+def newest_run(name: str = "", file: str = "config.toml") -> Path | None:
+    """The folder under `runs/` that has the newest `file`: `NAME` or `NAME-2` and so on, or any
+    where `name` is empty."""
+    found = [
+        path
+        for path in RUNS.glob(f"*/{file}")
+        if not name or path.parent.name == name or _is_numbered(path.parent.name, name)
+    ]
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return newest.parent if newest else None
+
+
+def _is_numbered(folder: str, name: str) -> bool:
+    head, _, tail = folder.rpartition("-")
+    return head == name and tail.isdigit()
 
 
 def predict_file(
@@ -196,16 +217,25 @@ def predict_file(
 
 
 def score_predictions(predictions: Path, labels: Path) -> tuple[int, int]:
-    """How many predictions are right, and how many there are: the first column of each CSV file.
+    """How many predictions are right, and how many there are: in each CSV file the only column, the
+    one that the header calls label or the like, or without a header the first.
 
-    Raises InputError when they differ in length.
+    Raises InputError when they differ in length, or where no column can be a label.
     """
-    found, expected = (read_table(path)[0][:, 0] for path in (predictions, labels))
+    found, expected = (_classes(path) for path in (predictions, labels))
     if len(found) != len(expected):
         raise InputError(
             f"{predictions} has {len(found)} predictions, but {labels} has {len(expected)} labels"
         )
     return int((found == expected).sum()), len(found)
+
+
+def _classes(path: Path) -> Tensor:
+    table, header = read_table(path)
+    unnamed = header is not None and header[0].lower() not in LABELS
+    if table.shape[1] > 1 and (unnamed or are_features(table, header)):
+        raise InputError(f"{path}: which of its {table.shape[1]} columns is it? call one label")
+    return table[:, 0]
 
 
 def summarise(name: Path | str, data_dir: Path | str | None = None) -> dict[str, Any]:

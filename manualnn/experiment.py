@@ -20,8 +20,8 @@ from .config import Config, Population, load_config, parse_config
 from .data import Dataset, Prepared, load, load_source, prepare, relabel
 from .data.sources import check_labels
 from .errors import InputError
-from .evaluation import RUNS, choose_device, draw_evaluation, evaluate_weights
-from .files import package_version, replacing, write_csv, write_text
+from .evaluation import RUNS, choose_device, draw_evaluation, evaluate_weights, newest_run
+from .files import package_version, replacing, write_csv, write_text, writing
 from .network import Network, read_tensors, save_weights
 from .training import DTYPES, Event, Note, Record, Training
 
@@ -169,10 +169,8 @@ class Run:
         self._begin()
         if state is not None:
             self._resume(state)
-        try:
+        with writing(f"--out {self.folder}"):
             write_text(self.folder / "config.toml", self.config.to_toml())
-        except OSError as error:
-            raise InputError(f"--out {self.folder}: cannot be written: {error.strerror}") from None
 
     @property
     def records(self) -> list[Record]:
@@ -303,6 +301,7 @@ class Run:
         return self.folder / "weights" / f"{self.files[row['run'], row['seed']]}.pkl"
 
     def _finish(self) -> None:
+        write_history(self.folder / "history.csv", self.finished)
         best = _best(self.runs)
         if self.several:
             with replacing(self.folder / "weights.pkl") as temporary:
@@ -452,16 +451,6 @@ def train(
     return run.metrics | {"out": str(run.folder)}
 
 
-def newest_run(name: str = "") -> Path | None:
-    """The folder of the newest run of config `name` (of any if empty) under `runs/`."""
-    found = [
-        folder.parent
-        for folder in RUNS.glob("*/config.toml")
-        if not name or folder.parent.name == name or _number(folder.parent.name, name)
-    ]
-    return max(found, key=lambda folder: (folder / "config.toml").stat().st_mtime_ns, default=None)
-
-
 def write_history(path: Path, records: list[Record]) -> None:
     """history.csv: a row per epoch and network; empty where not measured."""
     names = [f.name for f in fields(Record)]
@@ -488,7 +477,8 @@ def _summary(runs: list[dict[str, Any]], best: int) -> dict[str, Any]:
 
     def over(function: Any, name: str, least: int) -> float | None:
         values = [run[name] for run in counted if run[name] is not None]
-        return function(values) if len(values) >= least else None
+        defined = len(values) >= least and (least == 1 or all(map(math.isfinite, values)))
+        return function(values) if defined else None
 
     summary: dict[str, Any] = {name: over(statistics.fmean, name, 1) for name in MEASURES}
     summary |= {"epochs": max(run["epochs"] for run in runs), "seed": runs[0]["seed"]}
@@ -513,11 +503,6 @@ def new_folder(name: str, resume: bool = False) -> Path:
     return folder
 
 
-def _number(folder: str, name: str) -> bool:
-    head, _, tail = folder.rpartition("-")
-    return head == name and tail.isdigit()
-
-
 def _check_same(config: Config, path: Path) -> None:
     """Raise InputError with the differing keys unless the folder's config is this one."""
     if not path.exists():
@@ -527,7 +512,10 @@ def _check_same(config: Config, path: Path) -> None:
     differing = sorted(key for key in before | now if before.get(key) != now.get(key))
     if differing:
         changes = ", ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differing)
-        raise InputError(f"{path.parent}: cannot resume with another config: {changes}")
+        raise InputError(
+            f"{path.parent}: cannot resume with another config: {changes}; give the"
+            " options that it began with"
+        )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -38,6 +38,15 @@ def find_shipped(name: str | Path, kind: str, suffix: str, what: str) -> Path:
 
 
 @contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Make what goes wrong with a file into an InputError that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what}: cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success it is flushed and takes `path`'s place.
 

@@ -6,6 +6,7 @@ MNIST lie beside them.
 
 import re
 import tempfile
+import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,15 +14,19 @@ from pathlib import Path
 
 from .config import Config, load_config
 from .errors import InputError
-from .evaluation import RUNS
-from .files import PACKAGE, replacing
+from .evaluation import RUNS, newest_run
+from .files import PACKAGE, replacing, writing
 from .report import report
-from .results import read_run
+from .results import best_of, read_run
 from .sweep import write_predictions
 
 EXERCISES = {
     "mnist": ("mnist-mlp", "mnist-random-labels"),
     "fashion": ("fashion-logistic", "fashion-nn"),
+}
+ROLES = {
+    "mnist": ("a run of train", "one of random-labels"),
+    "fashion": ("a softmax regression", "a network with a hidden layer"),
 }
 COMMANDS = {
     "mnist-mlp": "manualnn train",
@@ -43,39 +48,62 @@ def hand_in(
 
     "mnist": `hw1_ID_train.py`, `hw1_ID_q2_train.py` (random labels), `hw1_ID_eval.py` with
     `evaluate_hw1()`, weights and report. "fashion": code, report, `lr_pred.csv`, `NN_pred.csv`.
-    Raises InputError.
+    Runs and errors are as in `choose`.
     """
-    if exercise not in EXERCISES:
-        raise InputError(f"--exercise {exercise}: use {' or '.join(EXERCISES)}")
     if not re.fullmatch(r"\w+", identity, re.ASCII):
         raise InputError(f"--id {identity}: letters, digits and _ only; it becomes part of names")
-    if len(runs) not in (0, 2):
-        raise InputError(f"a hand-in has two runs, not {len(runs)}: those of {exercise}")
-    folders = list(runs) or [RUNS / name for name in EXERCISES[exercise]]
-    for folder, name in zip(folders, EXERCISES[exercise], strict=True):
-        if not (folder / "metrics.json").is_file():
-            raise InputError(f"{folder}: no finished run there; first: {COMMANDS[name]}")
+    folders = choose(exercise, runs)
     write = _mnist if exercise == "mnist" else _fashion
     path = out or Path(f"{'hw1_' if exercise == 'mnist' else ''}{identity}.zip")
     author = author or identity.replace("_", ", ")
     with tempfile.TemporaryDirectory() as temporary:
         files = write(identity, folders, author, notes, Path(temporary))
         files |= _package(with_mnist=exercise == "mnist")
-        try:
-            with (
-                replacing(path) as unfinished,
-                zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive,
-            ):
-                for name, content in sorted(files.items()):
-                    if isinstance(content, Path):
-                        archive.write(content, name)
-                    else:
-                        archive.writestr(name, content)
-        except OSError as error:
-            raise InputError(
-                f"--out {path}: cannot be written: {error.strerror or error}"
-            ) from None
+        with (
+            writing(f"--out {path}"),
+            replacing(path) as unfinished,
+            zipfile.ZipFile(
+                unfinished, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False
+            ) as archive,
+        ):
+            for name, content in sorted(files.items()):
+                if isinstance(content, Path):
+                    archive.write(content, name)
+                else:
+                    entry = zipfile.ZipInfo(name, time.localtime()[:6])
+                    entry.compress_type = zipfile.ZIP_DEFLATED
+                    entry.external_attr = 0o644 << 16  # readable by whoever unpacks it
+                    archive.writestr(entry, content)
     return path
+
+
+def choose(exercise: str, runs: Sequence[Path] = ()) -> list[Path]:
+    """The two runs of an exercise in the order in which it asks for them: those given, in any
+    order, or the newest that its commands left. Raises InputError where they are not such runs."""
+    if exercise not in EXERCISES:
+        raise InputError(f"--exercise {exercise}: use {' or '.join(EXERCISES)}")
+    names = EXERCISES[exercise]
+    first, second = ROLES[exercise]
+    if len(runs) not in (0, 2):
+        raise InputError(f"a hand-in has two runs, not {len(runs)}: {first}, and {second}")
+    folders = list(runs) or [newest_run(name, "metrics.json") or RUNS / name for name in names]
+    for folder, name in zip(folders, names, strict=True):
+        if not (folder / "metrics.json").is_file():
+            raise InputError(f"{folder}: no finished run there; first: {COMMANDS[name]}")
+    is_second = _is_memorised if exercise == "mnist" else _is_deep
+    folders.sort(key=is_second)
+    if [is_second(folder) for folder in folders] != [False, True]:
+        raise InputError(f"{folders[0]}, {folders[1]}: a hand-in has {first}, and {second}")
+    return folders
+
+
+def _is_memorised(folder: Path) -> bool:
+    return (folder / "random-labels.json").is_file()
+
+
+def _is_deep(folder: Path) -> bool:
+    layers = read_run(folder)[0].config.model.layers
+    return sum(layer[0] == "linear" for layer in layers) > 1
 
 
 Files = dict[str, Path | str]
@@ -103,8 +131,13 @@ def _fashion(
     identity: str, folders: list[Path], author: str, notes: Path | None, temporary: Path
 ) -> Files:
     configs = [_single(folder) for folder in folders]
+    if foreign := [folder for folder, c in zip(folders, configs, strict=True) if not _is_csv(c)]:
+        raise InputError(f"{foreign[0]}: not trained on CSV files, which the exercise asks for")
     commands = f"# How to run\n{SCRIPTS['fashion_commands']}\n"
-    files: Files = {"README.txt": SCRIPTS["fashion"], "train.py": SCRIPTS["fashion_train"]}
+    files: Files = {
+        "README.txt": _fill(SCRIPTS["fashion"], {}),
+        "train.py": _fill(SCRIPTS["fashion_train"], {}),
+    }
     files[f"{identity}_report.pdf"] = report(
         folders, temporary / "r.pdf", author, notes, preface=commands
     )
@@ -119,12 +152,20 @@ def _fashion(
 
 
 def _single(folder: Path) -> Config:
-    """The config of a run of one network."""
+    """The config of a run's network; of several that differ in their seed alone, of the one in
+    weights.pkl."""
     networks = read_run(folder)
-    if len(networks) != 1:
-        raise InputError(f"{folder}: holds {len(networks)} networks; hand in a run of one")
+    if len({network.replica.label for network in networks}) > 1:
+        raise InputError(
+            f"{folder}: holds {len(networks)} networks; hand in a run of one, or of its seeds"
+        )
     [member] = load_config(folder / "config.toml").members()
-    return member
+    seed = best_of(folder, networks).replica.seed
+    return replace(member, train=replace(member.train, seeds=None, seed=seed))
+
+
+def _is_csv(config: Config) -> bool:
+    return config.data.name == "csv"
 
 
 def _portable(config: Config) -> Config:
@@ -246,17 +287,27 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # the package lies beside this file
 
 from manualnn.config import load_config
+from manualnn.errors import InputError
 from manualnn.evaluation import predict_file, prediction_lines
 from manualnn.experiment import train_single
 
-if __name__ == "__main__":
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    flags = {"data.name": "csv", "data.dir": str(folder)}
-    train_single(load_config(HERE / f"{name}.toml", flags=flags), HERE / f"{name}_weights.pkl")
-    classes, _ = predict_file(HERE / f"{name}_weights.pkl", folder / "test.csv")
+
+def main(name, folder):
+    weights, flags = HERE / f"{name}_weights.pkl", {"data.name": "csv", "data.dir": folder}
+    train_single(load_config(HERE / f"{name}.toml", flags=flags), weights)
+    classes, _ = predict_file(weights, None, data="csv", data_dir=folder)
     lines = prediction_lines(classes)
     (HERE / f"{name}_pred.csv").write_text("\\n".join([*lines, ""]))
     print(f"{name}_pred.csv: {len(lines)} predictions")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] not in ("lr", "NN"):
+        sys.exit(__doc__.strip())
+    try:
+        main(*sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")
 ''',
     "fashion": """
 train.py            python train.py lr FOLDER and python train.py NN FOLDER train from scratch

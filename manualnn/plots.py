@@ -163,55 +163,66 @@ def _fit_accuracies(axes: "Axes", lines: "Sequence[Line2D]") -> None:
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 
-def comparison(
-    runs: Sequence[tuple[str, Sequence[Sequence[dict[str, Any]]]]], title: str
-) -> "Figure":
+Runs = Sequence[tuple[str, Sequence[Sequence[dict[str, Any]]]]]
+
+
+def comparison(runs: Runs, title: str, part: str) -> "Figure":
     """Loss (logarithmic where it spans a decade) and accuracy of each run, its networks' rows of
-    history.csv, against epochs and steps: the mean over seeds, solid on validation, else test data,
+    history.csv, against epochs and steps: the mean over seeds, solid on `part` (valid or test),
     dotted in training.
 
-    Where a run learned nothing the axis of accuracy is that of the others, and its legend says so.
+    Where a run learned nothing the axis of accuracy is that of the others, and the legend says so.
     """
     figure = _figure(12, 8, title)
-    rows = [row for _, networks in runs for network in networks for row in network]
-    part = "valid" if any(row["valid_loss"] is not None for row in rows) else "test"
+    panels = [(measure, along) for measure in ("loss", "accuracy") for along in ("epoch", "step")]
+    for axes, (measure, along) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        draw_comparison(axes, runs, measure, along, part)
+    return figure
+
+
+def draw_comparison(axes: "Axes", runs: Runs, measure: str, along: str, part: str) -> None:
+    """One panel of `comparison`: "loss" or "accuracy" against each "epoch" or "step"."""
     ends = {label: _last_accuracy(networks, part) for label, networks in runs}
     failed = {label for label, end in ends.items() if end < max(ends.values()) / 2}
-    grid = figure.subplots(2, 2)
-    for axes, (measure, along) in zip(
-        grid.flat, [(m, x) for m in ("loss", "accuracy") for x in ("epoch", "step")], strict=True
-    ):
-        learned: list[Line2D] = []
-        for number, (label, networks) in enumerate(runs):
-            for shown, style in (("train", ":"), (part, "-")):
-                lines = [line for n in networks if (line := _points(n, shown, measure, along))]
-                columns = list(zip(*lines, strict=False))
-                if not columns:
-                    continue
-                x = [column[0][0] for column in columns]
-                y = np.array([[value for _, value in column] for column in columns])
-                color, name = f"C{number % 10}", _short(label) if shown == part else None
-                if name and measure == "accuracy" and label in failed:
-                    name += f": {ends[label]:.1f} %, below"
-                marker = "o" if len(x) == 1 else None
-                drawn = axes.plot(x, y.mean(1), style, color=color, label=name, marker=marker)
-                learned += drawn if label not in failed else []
-                if y.shape[1] < 2 or shown != part:
-                    continue
-                mean, std = y.mean(1), y.std(1, ddof=1)
-                if (std <= mean).all():  # the band of a run that explodes would cover the rest
-                    axes.fill_between(
-                        x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0
-                    )
-        values = _values(axes.lines)
-        if measure == "loss" and len(values) and values.max() > 10 * values.min() > 0:
-            axes.set_yscale("log")
-        _finish(axes, measure, learned)
-        _cut_off_explosions(axes, measure)
-        axes.set_xlabel(along if along == "epoch" else "training step")
-        name = NAMES[part] if part == "valid" else "test"
-        axes.set_title(f"{measure}, solid: {name}, dotted: train", fontsize=9)
-    return figure
+    learned: list[Line2D] = []
+    for number, (label, networks) in enumerate(runs):
+        for shown, style in {"train": ":", part: "-"}.items():
+            lines = [line for n in networks if (line := _points(n, shown, measure, along))]
+            columns = list(zip(*lines, strict=False))
+            if not columns:
+                continue
+            x = [column[0][0] for column in columns]
+            y = np.array([[value for _, value in column] for column in columns])
+            color, name = f"C{number % 10}", _short(label) if shown == part else None
+            marker = "o" if len(x) == 1 else None
+            drawn = axes.plot(x, y.mean(1), style, color=color, label=name, marker=marker)
+            learned += drawn if label not in failed else []
+            if y.shape[1] < 2 or shown != part:
+                continue
+            mean, std = y.mean(1), y.std(1, ddof=1)
+            if (std <= mean).all():  # the band of a run that explodes would cover the rest
+                axes.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
+    values = _values(axes.lines)
+    if measure == "loss" and len(values) and values.max() > 10 * values.min() > 0:
+        axes.set_yscale("log")
+    _finish(axes, measure, learned)
+    _cut_off_explosions(axes, measure)
+    _name_the_unseen(axes, measure)
+    axes.set_xlabel(along if along == "epoch" else "training step")
+    solid = NAMES[part] if part == "valid" else part
+    axes.set_title(f"{measure}, solid: {solid}, dotted: train", fontsize=9)
+
+
+def _name_the_unseen(axes: "Axes", measure: str) -> None:
+    """Say in the legend which curves lie outside the axes, and what they end with."""
+    low, high = axes.get_ylim()
+    for line in axes.lines:
+        values, label = _values([line]), str(line.get_label())
+        if len(values) and not label.startswith("_"):
+            end = f"{values[-1]:.1f} %" if measure == "accuracy" else f"{values[-1]:.3g}"
+            side = "below" if values.max() < low else "above" if values.min() > high else ""
+            line.set_label(f"{label}: {end}, {side}" if side else label)
+    _frame(axes, 8 if len(axes.lines) > 6 else None)
 
 
 def _last_accuracy(networks: Sequence[Sequence[dict[str, Any]]], part: str) -> float:
@@ -506,7 +517,7 @@ def heat_maps(
         values = np.array([[np.nan if c is None else 100 * c for c in line] for line in cells])
         axes.imshow(values, cmap="viridis", aspect="auto", vmin=low, vmax=high)
         for (i, j), value in np.ndenumerate(values):
-            light = np.isfinite(value) and value > (low + high) / 2
+            light = not np.isfinite(value) or value > (low + high) / 2
             text = f"{value:.{digits}f}" if np.isfinite(value) else "-"
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color="k" if light else "w")
         axes.set_xticks(range(len(column_values)), column_values)

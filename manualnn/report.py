@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import plots
 from .errors import InputError
-from .evaluation import Evaluated, describe, evaluate_weights
-from .files import package_version, replacing
+from .evaluation import Evaluated, evaluate_weights
+from .files import package_version, replacing, writing
 from .layers import ChannelsLast, Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d
+from .network import Network, load_weights
 from .random_labels import read_networks
-from .results import Trained, read_run
+from .results import Trained, best_of, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +28,8 @@ WIDTH, HEIGHT, MARGIN = 8.27, 11.69, 0.6  # A4, inches
 INSIDE = WIDTH - 2 * MARGIN
 LINE = 0.165  # inches, of text of 9 points
 LETTERS = 108  # of such text in a line
+BOXES = 18  # of an architecture, in rows of six
+SHOWN = 6  # runs whose figures and curves have room
 GREY, BLUE = "#555555", "#dce6f2"
 
 
@@ -101,12 +104,13 @@ def _save(pages: "Sequence[Figure]", path: Path, title: str, author: str) -> Non
         right = f"{number} / {len(pages)}"
         _text(page, WIDTH - MARGIN, HEIGHT - 0.4, right, fontsize=7, color=GREY, ha="right")
     information = {"Title": title, "Creator": "manualnn"} | ({"Author": author} if author else {})
-    try:
-        with replacing(path) as temporary, PdfPages(temporary, metadata=information) as pdf:
-            for page in pages:
-                pdf.savefig(page)
-    except OSError as error:
-        raise InputError(f"--out {path}: cannot be written: {error.strerror or error}") from None
+    with (
+        writing(f"--out {path}"),
+        replacing(path) as temporary,
+        PdfPages(temporary, metadata=information) as pdf,
+    ):
+        for page in pages:
+            pdf.savefig(page)
 
 
 def _read(path: Path) -> str:
@@ -153,27 +157,32 @@ def _training_page(folder: Path, kept: float) -> "tuple[Figure, float]":
     """
     networks = read_run(folder)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    best = next(
-        n
-        for n in networks
-        if all(n.figures[key] == metrics["weights"][key] for key in ("run", "seed"))
-    )
+    best = best_of(folder, networks)
     page = _page()
-    several = len({network.replica.label for network in networks}) > 1
-    _heading(page, 1.0, f"Architecture of {best.replica.label}" if several else "Architecture")
-    top = _architecture(page, 1.25, best)
+    groups = _ranked(networks)
+    of = f" of {best.replica.label}" if len(groups) > 1 else ""
+    _heading(page, 1.0, f"Architecture{of if len(of) < 70 else ' of the best network'}")
+    top = _architecture(page, 1.25, load_weights(folder / "weights.pkl").network)
     _heading(page, top, "Training")
     settings = list(_settings(best, networks, metrics))
     end = _pairs(page, MARGIN, top + 0.28, settings, 1.05, 46)
     _heading(page, top, "Results", MARGIN + 3.95)
-    end = max(end, _results(page, MARGIN + 3.95, top + 0.28, networks))
+    end = max(end, _results(page, MARGIN + 3.95, top + 0.28, networks, groups))
     top = max(end + 0.3, 4.3)
     rows = [row for network in networks for row in network.rows]
+    names = _short_names(groups)
+    drawn = [
+        (name, [n.rows for n in g]) for name, (_, g) in zip(names, groups[:SHOWN], strict=True)
+    ]
+    part = (_measured(networks) or ["train"])[-1]
     dropout = any(layer[0] == "dropout" for layer in best.config.model.layers)
     for measure, left in (("accuracy", MARGIN + 0.45), ("loss", MARGIN + 4.1)):
         axes = _panel(page, left, top, 2.95, 2.05)
-        plots.draw_curves(axes, rows, measure, "train (with dropout)" if dropout else "train")
-    part = next(p for p in ("test", "valid", "train") if best.figures[f"{p}_accuracy"] is not None)
+        if len(groups) == 1:
+            plots.draw_curves(axes, rows, measure, "train (with dropout)" if dropout else "train")
+            continue
+        plots.draw_comparison(axes, drawn, measure, "epoch", part)
+        axes.legend(frameon=False, fontsize=6.5)
     top += 2.5
     room = HEIGHT - MARGIN - kept - top
     if room < 2:
@@ -182,14 +191,10 @@ def _training_page(folder: Path, kept: float) -> "tuple[Figure, float]":
     return page, top + room
 
 
-def _architecture(page: "Figure", top: float, trained: Trained) -> float:
+def _architecture(page: "Figure", top: float, network: Network) -> float:
     """A box for each layer with parameters and what follows it; where the drawing ends."""
     from matplotlib.patches import FancyBboxPatch
 
-    [population] = [p for p in trained.config.populations() if trained.replica in p.replicas] or [
-        trained.config.populations()[0]
-    ]
-    network = describe(population)
     boxes: list[list[str]] = [["Input", _shape(network.shape), ""]]
     count = 0
     layers = [layer for layer in network.layers if not isinstance(layer, ChannelsLast)]
@@ -203,6 +208,8 @@ def _architecture(page: "Figure", top: float, trained: Trained) -> float:
         lines = boxes[-1][:-2] if boxes[-1] else []
         size = f"{count:,} parameters" if count else ""
         boxes[-1] = [*lines, *_name(layer), _shape(row["output_shape"]), size]
+    if left_out := max(0, len(boxes) - BOXES):
+        boxes[BOXES - 2 : -1] = [["...", f"{left_out + 1} more", ""]]
     per_row = min(len(boxes), 6)
     rows = -(-len(boxes) // per_row)
     height = 0.16 * max(map(len, boxes)) + 0.16
@@ -217,6 +224,7 @@ def _architecture(page: "Figure", top: float, trained: Trained) -> float:
         box = FancyBboxPatch(
             (left + 0.05, upper + 0.05), width - 0.1, height - 0.1,
             boxstyle="round,pad=0.05", facecolor="white" if i == 0 else BLUE, edgecolor="#44546a",
+            clip_on=False,
         )  # fmt: skip
         axes.add_patch(box)
         for j, line in enumerate(lines):
@@ -245,7 +253,7 @@ def _name(layer: Layer) -> list[str]:
     if isinstance(layer, MaxPool2d):
         return [f"Max-pool {_times(layer.kernel)}"]
     if isinstance(layer, Dropout):
-        return [f"Dropout {layer.p}"]
+        return [f"Dropout {layer.p:g}"]
     return [type(layer).__name__]
 
 
@@ -324,14 +332,36 @@ def _pairs(
     return top
 
 
-def _results(page: "Figure", left: float, top: float, networks: Sequence[Trained]) -> float:
-    """Final figures, means over seeds, as a table; where it ends."""
+def _measured(networks: Sequence[Trained]) -> list[str]:
+    first = networks[0].figures
+    return [part for part in ("train", "valid", "test") if first[f"{part}_accuracy"] is not None]
+
+
+def _ranked(networks: Sequence[Trained]) -> list[tuple[str, list[Trained]]]:
+    """The networks that differ in their seed alone, under their label, the best first."""
     groups: dict[str, list[Trained]] = {}
     for network in networks:
         groups.setdefault(network.replica.label, []).append(network)
-    measured = [
-        p for p in ("train", "valid", "test") if networks[0].figures[f"{p}_accuracy"] is not None
-    ]
+    by = (_measured(networks) or ["train"])[-1]
+    return sorted(groups.items(), key=lambda item: -_value(item[1], by))
+
+
+def _short_names(groups: Sequence[tuple[str, list[Trained]]]) -> list[str]:
+    """What the runs shown are called in legends: their labels, or where these are long numbers."""
+    labels = [label for label, _ in groups[:SHOWN]]
+    long = max(map(len, labels)) > 24
+    return [f"run {i}" for i in range(1, len(labels) + 1)] if long else labels
+
+
+def _results(
+    page: "Figure",
+    left: float,
+    top: float,
+    networks: Sequence[Trained],
+    groups: Sequence[tuple[str, list[Trained]]],
+) -> float:
+    """Final figures, means over seeds, as a table; where it ends."""
+    measured = _measured(networks)
     names = {"train": "training", "valid": "validation", "test": "test"}
     places = [left + 1.0 + 0.78 * i for i in range(len(measured))]
     for place, part in zip(places, measured, strict=True):
@@ -339,23 +369,25 @@ def _results(page: "Figure", left: float, top: float, networks: Sequence[Trained
     top += 0.18
     lines: list[tuple[str, list[str]]] = []
     if len(groups) == 1:
-        [group] = groups.values()
+        [(_, group)] = groups
         lines += [
             ("accuracy in %", [_mean(group, f"{p}_accuracy", 100) for p in measured]),
             ("loss", [_mean(group, f"{p}_loss", 1) for p in measured]),
         ]
     else:
-        shown = sorted(groups.items(), key=lambda item: -_value(item[1], measured[-1]))[:10]
-        lines += [(k, [_mean(g, f"{p}_accuracy", 100) for p in measured]) for k, g in shown]
-        if len(groups) > len(shown):
-            lines.append((f"and {len(groups) - len(shown)} more", []))
+        for name, (label, group) in zip(_short_names(groups), groups[:SHOWN], strict=True):
+            cells = [_mean(group, f"{p}_accuracy", 100) for p in measured]
+            lines.append((label if name == label else f"{name}: {label}", cells))
+        if len(groups) > SHOWN:
+            lines.append((f"and {len(groups) - SHOWN} more", []))
     for name, cells in lines:
-        name = name if len(name) <= 22 else f"{name[:20]}..."
-        _text(page, left, top, name, fontsize=8, color=GREY if len(groups) == 1 else "black")
+        for line in textwrap.wrap(name, 50)[:2] if len(name) > 14 else [name]:
+            _text(page, left, top, line, fontsize=8, color=GREY if len(groups) == 1 else "black")
+            top += 0.155 if len(name) > 14 and cells else 0
         for place, cell in zip(places, cells, strict=False):
             _text(page, place, top, cell, fontsize=8)
         top += 0.175
-    seeds = {len(group) for group in groups.values()}
+    seeds = {len(group) for _, group in groups}
     note = []
     if max(seeds) > 1:
         note.append(f"Mean and standard deviation, n = {max(seeds)} seeds.")
@@ -383,7 +415,7 @@ def _mean(group: Sequence[Trained], key: str, scale: float) -> str:
     if not values:
         return "-" if alive else "diverged"
     digits = 2 if scale == 100 else 4
-    std = f" \u00b1 {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    std = f"\u00b1{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{std}"
 
 
@@ -391,7 +423,8 @@ def _evaluation(page: "Figure", top: float, evaluated: Evaluated, height: float)
     """The confusion matrix, and the most confident mistakes where there are images."""
     judged, names = evaluated.evaluation, evaluated.class_names
     share = f"{100 * judged.accuracy:.2f} %"
-    _heading(page, top, f"Confusion on {evaluated.data} ({share})")
+    _heading(page, top, "Confusion matrix")
+    _text(page, MARGIN + 1.6, top + 0.025, f"{evaluated.data}: {share}", fontsize=8)
     wrong = (judged.predictions != judged.targets).nonzero().flatten()
     images = evaluated.images.dim() == 4 and len(wrong)
     side = min(height - 0.85, 2.9)

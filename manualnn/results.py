@@ -27,6 +27,9 @@ def read_run(folder: Path) -> list[Trained]:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
             rows = [{k: _value(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        raise InputError(f"{folder}: holds no finished run: {name} is missing") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: holds no finished run: {error}") from None
     settings = [
@@ -34,14 +37,24 @@ def read_run(folder: Path) -> list[Trained]:
         for population in load_config(folder / "config.toml").populations()
         for replica in population.replicas
     ]
+    try:
+        trained = metrics.get("runs") or [metrics | metrics["weights"]]
+        pairs = list(zip(trained, settings, strict=True))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{folder}: metrics.json and config.toml are of different runs") from None
     networks = []
-    for figures, (replica, config) in zip(
-        metrics.get("runs", [metrics | metrics["weights"]]), settings, strict=True
-    ):
+    for figures, (replica, config) in pairs:
         key = (figures["run"], figures["seed"])
         own = [row for row in rows if (row["run"], row["seed"]) == key]
         networks.append(Trained(figures, own, replica, config))
     return networks
+
+
+def best_of(folder: Path, networks: list[Trained]) -> Trained:
+    """The network whose weights are `weights.pkl`."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    of = metrics["weights"]
+    return next(n for n in networks if all(n.figures[key] == of[key] for key in ("run", "seed")))
 
 
 def _value(key: str, text: str) -> Any:

@@ -10,6 +10,7 @@ from . import plots
 from .data import Place, load, load_source
 from .data.prepare import permutation
 from .errors import InputError
+from .files import writing
 from .workspace import generator
 
 if TYPE_CHECKING:
@@ -66,7 +67,5 @@ def _different(images: Tensor, count: int) -> Tensor:
 
 def save(figure: "Figure", path: Path) -> None:
     """Write it as PNG. Raises InputError."""
-    try:
+    with writing(f"--out {path}"):
         plots.save(figure, path)
-    except OSError as error:
-        raise InputError(f"--out {path}: cannot be written: {error.strerror or error}") from None

@@ -5,6 +5,7 @@ population. Everything here is read from the finished run's folder.
 """
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from .data import csv_files, load
 from .errors import InputError
 from .evaluation import predict_file, prediction_lines
 from .experiment import Run, to_json
-from .files import write_csv, write_text
+from .files import write_csv, write_text, writing
 from .results import Trained, read_run
 
 MAPPED = 4  # factors whose pairs have a heat map
@@ -78,9 +79,23 @@ def summarise(folder: Path, config: Config) -> dict[str, Any]:
         "best": {key: best.values[names[key]] for key, _ in config.grid},
         "findings": findings(points, margins),
     }
-    write_csv(folder / "sweep.csv", list(rows[0]), (list(row.values()) for row in rows))
-    write_text(folder / "sweep.json", to_json(result))
-    write_text(folder / "sweep.txt", "\n".join([*table(rows), "", str(result["findings"]), ""]))
+    with writing(str(folder)):
+        write_csv(folder / "sweep.csv", list(rows[0]), (list(row.values()) for row in rows))
+        write_text(folder / "sweep.json", to_json(result))
+        text = "\n".join([*table(rows), "", str(result["findings"]), ""])
+        write_text(folder / "sweep.txt", text)
+        _draw(folder, config, points, margins, grid)
+    return result | {"out": str(folder)}
+
+
+def _draw(
+    folder: Path,
+    config: Config,
+    points: Sequence[Point],
+    margins: dict[str, list[dict[str, Any]]],
+    grid: dict[str, list[Any]],
+) -> None:
+    """`marginals.png` and `heatmaps.png` of factors with several values, and `best-curves.png`."""
     title = f"{folder.name}: {len(points)} combinations on {config.data.title}"
     words = {name: list(map(word, values)) for name, values in grid.items()}
     levels = {
@@ -97,9 +112,8 @@ def summarise(folder: Path, config: Config) -> dict[str, Any]:
     ]
     if maps:
         plots.save(plots.heat_maps(maps, title), folder / "heatmaps.png")
-    joined = [row for network in best.rows for row in network]
-    plots.save(plots.curves(joined, f"best: {best.label}"), folder / "best-curves.png")
-    return result | {"out": str(folder)}
+    joined = [row for network in points[0].rows for row in network]
+    plots.save(plots.curves(joined, f"best: {points[0].label}"), folder / "best-curves.png")
 
 
 def read_points(folder: Path, config: Config) -> list[Point]:
@@ -116,7 +130,13 @@ def read_points(folder: Path, config: Config) -> list[Point]:
             runs, itertools.product(*(values for _, values in config.grid)), strict=True
         )
     ]
-    return sorted(points, key=lambda point: (point.accuracy is None, -(point.accuracy or 0)))
+    return sorted(points, key=_order)
+
+
+def _order(point: Point) -> tuple[bool, float, float]:
+    """The highest accuracy first, of equals the lowest loss, last what diverged."""
+    loss = math.inf if point.loss is None else point.loss
+    return point.accuracy is None, -(point.accuracy or 0), loss
 
 
 def _point(label: str, values: dict[str, Any], networks: list[Trained]) -> Point:
@@ -235,8 +255,9 @@ def findings(points: Sequence[Point], margins: dict[str, list[dict[str, Any]]]) 
         return " ".join([*text, "Lower the learning rates."])
     text.append(f"Best: {best.label}, with {_percent(best.accuracy, best.std)}")
     if len(points) > 1 and points[1].accuracy is not None:
-        gap = 100 * (best.accuracy - points[1].accuracy)
-        text[-1] += f", {gap:.2f} points above the next, {points[1].label}"
+        gap = f"{100 * (best.accuracy - points[1].accuracy):.2f} points above"
+        text[-1] += f", {'level with' if gap.startswith('0.00') else gap} the next,"
+        text[-1] += f" {points[1].label}"
     text[-1] += "."
     order = _by_range(margins)
     for number, name in enumerate(order):
@@ -248,9 +269,10 @@ def findings(points: Sequence[Point], margins: dict[str, list[dict[str, Any]]]) 
         )
         what = "matters most" if number == 0 else "moves the mean"
         text.append(f"{name} {what}, by {100 * _range(levels):.2f} points ({means}).")
-        numbers = [level["value"] for level in levels if isinstance(level["value"], int | float)]
-        ends = (min(numbers), max(numbers)) if len(numbers) == len(levels) > 2 else ()
-        if best.values[name] in ends:
+        values = [level["value"] for level in margins[name]]
+        numeric = all(isinstance(value, int | float) for value in values)
+        ends = {min(values), max(values)} - {0} if numeric and len(values) > 2 else set()
+        if best.values[name] in ends and _range(levels) > 0.001:  # 0 has nothing beyond
             text.append(f"The best {name} is at the edge of the grid.")
     return " ".join(text)
 
@@ -279,7 +301,9 @@ def retrain(
 
 def write_predictions(folder: Path, data: configs.Data, device: str = "auto") -> Path | None:
     """`predictions.csv` beside the weights in `folder`: the class of each example of the test part,
-    labelled or not. None where there is none."""
+    labelled or not. None where there is none, or where the network was trained on it."""
+    if data.source == "test":
+        return None
     if data.name == "csv":
         file = csv_files(data.place, ("test",), ("test",)).get("test")
         if file is None:
@@ -289,5 +313,6 @@ def write_predictions(folder: Path, data: configs.Data, device: str = "auto") ->
         if load(data.name, data.dir, ("test",), optional=("test",)).test is None:
             return None
         classes, _ = predict_file(folder, None, device, data.name, data.dir)
-    write_text(folder / "predictions.csv", "\n".join([*prediction_lines(classes), ""]))
+    with writing(str(folder)):
+        write_text(folder / "predictions.csv", "\n".join([*prediction_lines(classes), ""]))
     return folder / "predictions.csv"

@@ -66,7 +66,7 @@ def test_csv_and_idx_give_the_same_lines_and_evaluates_accuracy(trained, run, tm
         "windows.csv",
     ):
         code, out, err = run("predict", trained / "run" / "weights.pkl", name, "--out", "p.txt")
-        assert (code, out) == (0, "p.txt: 60 predictions\n"), err
+        assert (code, out) == (0, f"p.txt: 60 predictions of {trained}/run/weights.pkl\n"), err
         assert Path("p.txt").read_text() == expected, name
         assert ("the first of 37 columns is a label" in err) == (name == "labels.csv")
     code, out, _ = run("evaluate", trained / "run", "--json")

@@ -164,8 +164,8 @@ def test_bad_grids_are_one_line(run, tmp_path):
     for grid, text in (
         ('train.l3 = [1]', "c.toml:5: grid: train.l3: unknown key; valid: batch_size"),
         ('"train.l2" = [0, -1]', "c.toml:5: grid: train.l2 = -1.0: must be at least 0"),
-        ('"train.l2" = 1', "c.toml:5: grid.train.l2 = 1: must be a list of values"),
-        ('"train.l2" = []', "must be a list of values"),
+        ('"train.l2" = 1', "c.toml:5: grid.train.l2 = 1: must be a list, as in"),
+        ('"train.l2" = []', "must be a list, as in [0, 1e-4]"),
         ('"train.l2" = [1, 1]', "a value stands there twice"),
         ('"train.l2" = [1]\ntrain.l2 = [2]', "grid.train.l2 stands there twice"),
         ('train.optimizer = [{}]\n"train.optimizer.momentum" = [0, 1]',

@@ -1,7 +1,7 @@
 """Data sets as tensors: find the files, read them, split, normalise."""
 
 from .augment import Augment
-from .csv_set import Place, csv_files
+from .csv_set import Place, are_features, csv_files
 from .export import export_csv
 from .idx import read_idx
 from .labels import corrupt, relabel
@@ -18,6 +18,7 @@ __all__ = [
     "Place",
     "Prepared",
     "Samples",
+    "are_features",
     "corrupt",
     "csv_files",
     "example_shape",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .table import line_of, read_table
+from .table import LABELS, place_of_label, read_table
 
 Place = Path | str | Mapping[str, str] | None
 NAMES = ("{}.csv", "{}.csv.gz")
@@ -51,28 +51,27 @@ def read_csv(files: Mapping[str, Path]) -> dict[str, tuple[Tensor, Tensor]]:
     and is left out, with a note. Raises InputError with the file, and the line and column where
     there is one.
     """
-    tables = {part: read_table(path)[0] for part, path in files.items()}
+    tables = {part: read_table(path) for part, path in files.items()}
+    expected = tables["train"][0].shape[1] if "train" in tables else 0
     read = {}
-    for part, table in tables.items():
+    for part, (table, header) in tables.items():
         path, columns = files[part], table.shape[1]
-        expected = tables["train"].shape[1] if "train" in tables else columns
         if part == "test" and columns == expected - 1:
             print(f"note: {path}: holds no labels, so nothing is measured on it", file=sys.stderr)
             continue
-        if columns != expected:
+        if expected and columns != expected:
             raise InputError(
                 f"{path}: has {columns} columns, but {files['train']} has {expected}: a label and"
                 f" {expected - 1} features"
             )
         # 783 features are unusual where 784 pixels are not; other tables have what width they like.
-        pixels = table.dtype == torch.uint8 and columns in PIXELS
-        if columns < 2 or pixels:
+        if columns < 2 or are_features(table, header):
             raise InputError(
                 f"{path}: has {columns} columns, as features without a label; labels are needed, in"
-                " the first column"
+                " the first column; `predict` needs none"
             )
-        read[part] = table[:, 1:], _labels(table[:, 0], path)
-    side = _side(next(iter(tables.values())).shape[1] - 1)
+        read[part] = table[:, 1:], _labels(table[:, 0], path, part == "train")
+    side = _side(next(iter(tables.values()))[0].shape[1] - 1)
     if not side or not all(_are_bytes(features) for features, _ in read.values()):
         return read
     return {
@@ -81,9 +80,16 @@ def read_csv(files: Mapping[str, Path]) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-def _labels(column: Tensor, path: Path) -> Tensor:
+def are_features(table: Tensor, header: list[str] | None) -> bool:
+    """Whether a table has as many bytes in a line as an image pixels, and none called a label."""
+    named = header is not None and header[0].lower() in LABELS
+    return not named and table.dtype == torch.uint8 and table.shape[1] in PIXELS
+
+
+def _labels(column: Tensor, path: Path, train: bool) -> Tensor:
+    """Classes from a column; of training examples so many that they can be classes."""
     labels = column.long()
-    most = max(10, len(column) // 2)  # more classes than that are no classes
+    most = max(10, len(column) // 2) if train else 2**31
     wrong = ((labels != column) | (labels < 0) | (labels >= most)).nonzero()
     if len(wrong):
         first = int(wrong[0])
@@ -93,7 +99,12 @@ def _labels(column: Tensor, path: Path) -> Tensor:
             if value != int(value) or value < 0
             else (f"is too large for {len(column)} examples; is the first column a label?")
         )
-        raise InputError(f"{path}: line {line_of(path, first)}, column 1: label {value:g} {why}")
+        raise InputError(f"{path}: {place_of_label(path, first)}: label {value:g} {why}")
+    if train and (lowest := int(labels.min())):
+        print(
+            f"note: {path}: labels begin at {lowest}, so that classes below it have no examples",
+            file=sys.stderr,
+        )
     return labels
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import write_csv
+from ..files import write_csv, writing
 from ..workspace import generator
 from .sources import Dataset
 
@@ -26,7 +26,7 @@ def export_csv(
     `train.csv` has a label and the features in each line, `test.csv`, the share `test` of all,
     only features, and `test_labels.csv` their labels. With `test` None the test file has the test
     examples of the data set. Returns the number of examples in each file. Raises InputError where
-    one of them exists or cannot be written, or where there are no test examples.
+    one of them exists, would be empty or cannot be written, or where there are no test examples.
     """
     parts = [part for part in (dataset.train, dataset.test) if part is not None]
     features = torch.cat([part.images.flatten(1) for part in parts])
@@ -48,11 +48,11 @@ def export_csv(
     for name in tables:
         if (folder / name).exists():
             raise InputError(f"{folder / name} exists; remove it or choose another --out")
-    try:
+    if empty := [name for name, (_, _, count) in tables.items() if not count]:
+        raise InputError(f"--test {test:g} of {len(order)} examples leaves {empty[0]} empty")
+    with writing(f"--out {folder}"):
         for name, (header, rows, _) in tables.items():
             write_csv(folder / name, header, rows)
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be written: {error.strerror or error}") from None
     return {name: count for name, (_, _, count) in tables.items()}
 
 

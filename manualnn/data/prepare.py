@@ -108,7 +108,8 @@ def split(
     count = round(valid * len(labels)) if isinstance(valid, float) else valid
     if not 0 <= count < len(labels) or (valid and not count):
         raise InputError(
-            f"data.valid = {valid} of {len(labels)} samples leaves a part empty; try a fraction"
+            f"data.valid = {valid} of {len(labels)} samples leaves a part empty; change it or the"
+            " number of samples"
         )
     order = torch.randperm(len(labels), generator=generator(seed, SPLIT_STREAM))
     if stratify:

@@ -18,7 +18,7 @@ from ..errors import InputError, hint
 from ..files import PACKAGE, cache_folder
 from .csv_set import Place, csv_files, read_csv
 from .idx import read_idx
-from .table import line_of
+from .table import place_of_label
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def check_labels(labels: Tensor, classes: int, where: str, table: Path | None = 
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         first = int(wrong[0])
-        at = f", line {line_of(table, first)}, column 1" if table else ""
+        at = f", {place_of_label(table, first)}" if table else ""
         of = "" if table else f" of example {first}"
         raise InputError(
             f"{where}{at}: label {int(labels[first])}{of} is outside the {classes} classes 0 to"

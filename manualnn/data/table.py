@@ -7,6 +7,8 @@ Shapes: N examples, M columns.
 
 import gzip
 import hashlib
+import itertools
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -24,6 +26,12 @@ from .idx import read_idx
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 GZIP = b"\x1f\x8b"
 CACHED = 2**20  # bytes: smaller files are read as fast as their cache
+LABELS = (
+    "label",
+    "class",
+    "target",
+    "prediction",
+)  # names of the column that is moved to the front
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
 
 
@@ -39,8 +47,7 @@ def read_examples(path: Path) -> Tensor:
             with gzip.open(path) as packed:
                 start = packed.read(2)
     except UNREADABLE as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read: {reason}") from None
+        raise InputError(f"{path}: cannot be read: {_reason(error)}") from None
     if start != b"\0\0":
         return read_table(path)[0]
     images = read_idx(path)
@@ -60,7 +67,8 @@ def read_table(path: Path) -> tuple[Tensor, list[str] | None]:
     """The numbers of a CSV file (N, M), and its header if it has one.
 
     A header is a first line of names alone, or of a name and column numbers: a typing error in the
-    first example must not make it one.
+    first example must not make it one. A column that the header calls label, class, target or
+    prediction comes first, wherever it stands in the file.
 
     uint8 where all are whole numbers from 0 to 255, as pixels are, else float32. Raises InputError
     with the line and the column of what is no finite number, or of a line of another length.
@@ -68,27 +76,52 @@ def read_table(path: Path) -> tuple[Tensor, list[str] | None]:
     try:
         _, first = next(_lines(path), (0, ""))
     except UNREADABLE as error:
-        raise InputError(f"{path}: cannot be read as text: {error}") from None
+        raise InputError(f"{path}: cannot be read as text: {_reason(error)}") from None
     names = _fields(first)
     header = names if _is_header(names) else None
+    values = torch.from_numpy(_values(path, header))
+    if header and (own := _label_column(header)):
+        order = [own, *(i for i in range(len(header)) if i != own)]
+        return values[:, order], [header[i] for i in order]
+    return values, header
+
+
+def place_of_label(path: Path, example: int) -> str:
+    """The line and column in the file of an example's label."""
+    lines = _lines(path)
+    number, first = next(lines)
+    names = _fields(first)
+    numbers = [] if _is_header(names) else [number]
+    numbers += [number for number, _ in itertools.islice(lines, example + 1)]
+    column = _label_column(names) + 1 if _is_header(names) else 1
+    return f"line {numbers[example]}, column {column}"
+
+
+def _label_column(header: list[str]) -> int:
+    """Which column holds the labels: that which is called so, else the first."""
+    own = [i for i, name in enumerate(header) if name.lower() in LABELS]
+    return own[0] if len(own) == 1 else 0
+
+
+def _values(path: Path, header: list[str] | None) -> np.ndarray:
+    """The numbers below the header, from the cache where they are in it."""
     cached = _cached(path)
     if cached:
         with suppress(OSError, ValueError, EOFError):
             values = np.load(cached, allow_pickle=False)
             if values.ndim == 2 and values.dtype in (np.uint8, np.float32):
-                return torch.from_numpy(values), header
+                return values
     values = _parse(path, header)
     if cached:
         with suppress(OSError), replacing(cached) as temporary:
             np.save(temporary, values)
-    return torch.from_numpy(values), header
+    return values
 
 
-def line_of(path: Path, example: int) -> int:
-    """The number in the file of the line that holds an example, both from the first there is."""
-    numbers = (number for number, _ in _lines(path))
-    header = read_table(path)[1]
-    return next(n for i, n in enumerate(numbers, -1 if header else 0) if i == example)
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start + 1} is not UTF-8"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _cached(path: Path) -> Path | None:
@@ -160,6 +193,12 @@ def _is_finite(text: str) -> bool:
     return _is_number(text) and bool(abs(float(text)) <= FLOAT32_MAX)
 
 
+def _no_number(field: str) -> str:
+    if any(_is_finite(part) for part in re.split(r"[;\t ]", field)):
+        return "is not one number; separate the columns by commas"
+    return "is not a finite number" + ("; a label is a number from 0" if field.isalpha() else "")
+
+
 def _fault(path: Path, header: list[str] | None) -> str:
     """What is wrong with a file that could not be read, and where."""
     columns = len(header) if header else 0
@@ -172,8 +211,8 @@ def _fault(path: Path, header: list[str] | None) -> str:
                 return f"line {number}: has {len(fields)} columns, the first line has {columns}"
             for column, field in enumerate(fields if examples >= 0 else (), 1):
                 if not _is_finite(field):
-                    return f"line {number}, column {column}: {field[:40]!r} is not a finite number"
+                    return f"line {number}, column {column}: {field[:40]!r} {_no_number(field)}"
             examples += 1
     except UNREADABLE as error:
-        return f"cannot be read as text: {error}"
+        return f"cannot be read as text: {_reason(error)}"
     return "cannot be read as numbers" if examples > 0 else "holds no examples"
