@@ -167,15 +167,19 @@ def find_weights(name: Path | str) -> Path:
 
 
 def newest_run(name: str = "", file: str = "config.toml") -> Path | None:
-    """The folder under `runs/` that has the newest `file`: `NAME` or `NAME-2` and so on, or any
-    where `name` is empty."""
+    """The first of `runs_called`, if there is one."""
+    return next(iter(runs_called(name, file)), None)
+
+
+def runs_called(name: str, file: str) -> list[Path]:
+    """The folders under `runs/` called `NAME`, `NAME-2` and so on (all where `name` is empty) that
+    have `file`, the one with the newest first."""
     found = [
         path
         for path in RUNS.glob(f"*/{file}")
         if not name or path.parent.name == name or _is_numbered(path.parent.name, name)
     ]
-    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-    return newest.parent if newest else None
+    return [path.parent for path in sorted(found, key=lambda path: -path.stat().st_mtime_ns)]
 
 
 def _is_numbered(folder: str, name: str) -> bool:

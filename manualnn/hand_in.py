@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .config import Config, load_config
 from .errors import InputError
-from .evaluation import RUNS, newest_run
+from .evaluation import RUNS, runs_called
 from .files import PACKAGE, replacing, writing
 from .report import report
 from .results import best_of, read_run
@@ -79,22 +79,32 @@ def hand_in(
 
 def choose(exercise: str, runs: Sequence[Path] = ()) -> list[Path]:
     """The two runs of an exercise in the order in which it asks for them: those given, in any
-    order, or the newest that its commands left. Raises InputError where they are not such runs."""
+    order, or the newest that suit of those its commands left. Raises InputError where they do not.
+    """
     if exercise not in EXERCISES:
         raise InputError(f"--exercise {exercise}: use {' or '.join(EXERCISES)}")
     names = EXERCISES[exercise]
     first, second = ROLES[exercise]
     if len(runs) not in (0, 2):
         raise InputError(f"a hand-in has two runs, not {len(runs)}: {first}, and {second}")
-    folders = list(runs) or [newest_run(name, "metrics.json") or RUNS / name for name in names]
+    is_second = _is_memorised if exercise == "mnist" else _is_deep
+    folders = list(runs)
+    for name, wanted in zip(names, (False, True), strict=True) if not runs else ():
+        found = runs_called(name, "metrics.json")
+        suits = [f for f in found if len(_labels(f)) == 1 and is_second(f) == wanted]
+        folders.append([*suits, *found, RUNS / name][0])
     for folder, name in zip(folders, names, strict=True):
         if not (folder / "metrics.json").is_file():
             raise InputError(f"{folder}: no finished run there; first: {COMMANDS[name]}")
-    is_second = _is_memorised if exercise == "mnist" else _is_deep
     folders.sort(key=is_second)
     if [is_second(folder) for folder in folders] != [False, True]:
         raise InputError(f"{folders[0]}, {folders[1]}: a hand-in has {first}, and {second}")
     return folders
+
+
+def _labels(folder: Path) -> set[str]:
+    """What the networks of a run are called, those that differ in their seed alone the same."""
+    return {network.replica.label for network in read_run(folder)}
 
 
 def _is_memorised(folder: Path) -> bool:
@@ -155,7 +165,7 @@ def _single(folder: Path) -> Config:
     """The config of a run's network; of several that differ in their seed alone, of the one in
     weights.pkl."""
     networks = read_run(folder)
-    if len({network.replica.label for network in networks}) > 1:
+    if len(_labels(folder)) > 1:
         raise InputError(
             f"{folder}: holds {len(networks)} networks; hand in a run of one, or of its seeds"
         )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from manualnn import evaluate_hw1
+from manualnn import evaluate_hw1, experiment
 
 from .conftest import write_folder, write_idx
 
@@ -343,6 +344,7 @@ def test_help_is_helpful(run):
     code, out, _ = run("train", "--help")
     for option in ("--set", "--resume", "--require-accuracy", "--data-dir", "--dry-run"):
         assert option in out
+    assert "CONFIG's [grid], rank" in " ".join(run("sweep", "--help")[1].split())  # no markup
 
 
 PARTS = """
@@ -440,6 +442,42 @@ def test_runs_with_data_of_their_own(run, folder, tmp_path):
         code, out, err = run("evaluate", f"d/weights/{row['run']}-0.pkl", "--json")
         assert code == 0, err
         assert json.loads(out)["accuracy"] == row["test_accuracy"]
+
+
+def test_a_run_stopped_before_its_history_was_written(run, small):
+    whole = [*small, "--epochs", 2]
+    assert run(*whole, "--out", "whole")[0] == 0
+    code = (
+        "import sys; from manualnn import cli, experiment\n"
+        "write = experiment.write_history\n"
+        "def stop(path, records):\n"
+        "    if records[-1].epoch == 2: raise KeyboardInterrupt\n"
+        "    write(path, records)\n"
+        "experiment.write_history = stop\n"
+        f"sys.argv = ['manualnn', *{[*map(str, whole), '--out', 'broken']}]\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment())
+    assert done.returncode == 130, done.stderr
+    assert run("train", "--resume", "--out", "broken")[0] == 0
+    keep = [{**row, "seconds": ""} for row in rows(Path("whole/history.csv"))]
+    assert keep == [{**row, "seconds": ""} for row in rows(Path("broken/history.csv"))]
+
+
+def test_losses_that_are_not_finite_have_no_deviation(run, small):
+    """Weights that are finite, but so large that the loss on other images is not."""
+    sets = ["--set", "train.seeds=[0, 1]", "--set", "train.loss=squared_error", "--epochs", 3]
+    grows = ["--set", "train.optimizer.learning_rate=1e30", "--set", "data.valid=60"]
+    assert run(*small, *sets, *grows, "--out", "wild")[0] == 0
+    assert json.loads(Path("wild/metrics.json").read_text())["diverged"] == 2
+    runs = [
+        dict.fromkeys((*experiment.MEASURES, *experiment._SHARED), 0.5)
+        | {"run": "a", "seed": seed, "epochs": 1, "diverged": False, "ended": None}
+        for seed in (0, 1)
+    ]
+    runs[1]["test_loss"] = math.inf
+    summary = experiment._summary(runs, 0)
+    assert summary["std"]["test_loss"] is None and summary["std"]["test_accuracy"] == 0
 
 
 @pytest.mark.parametrize("saves", [2, 4, 5])  # in the first part, at the second's start, in it

@@ -100,6 +100,49 @@ def test_a_finished_run_is_compared_again(compared, run):
     assert code == 0 and again == out and (folder / "comparison.png").exists()
 
 
+def test_pairs_of_permuted_pixels_differ_in_nothing_else(run, folder, tmp_path):
+    text = CONFIG.partition("[[run]]")[0]
+    for label, rate, more in (
+        ("slow", 0.002, ""),
+        ("fast", 0.1, ""),
+        ("slow, permuted", 0.002, "data.permute_seed = 1"),
+        ("fast, again", 0.1, "data.permute_seed = 2"),
+        ("other", 0.1, "data.permute_seed = 1\ntrain.label_smoothing = 0.1"),
+    ):
+        text += f'[[run]]\nlabel = "{label}"\ntrain.optimizer.learning_rate = {rate}\n{more}\n'
+    (tmp_path / "c.toml").write_text(text)
+    code, out, err = run("compare", "c.toml", "--data-dir", folder, "--device", "cpu", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    found = {row["run"]: 100 * row["final_accuracy"] for row in result["rows"]}
+    for plain, permuted in (("slow", "slow, permuted"), ("fast", "fast, again")):
+        change = found[permuted] - found[plain]
+        sentence = f"Permuting the pixels changes {plain} by {change:+.2f} points"
+        assert sentence in result["findings"]
+    assert result["findings"].count("Permuting") == 2
+
+
+def test_all_runs_are_compared_on_one_part(run, folder, tmp_path):
+    text = CONFIG.partition("[[run]]")[0].replace("valid = 60\n", "")
+    text += '[[run]]\nlabel = "a"\ndata.valid = 60\n[[run]]\nlabel = "b"\n'
+    (tmp_path / "c.toml").write_text(text)
+    arguments = ["compare", "c.toml", "--data-dir", folder, "--device", "cpu"]
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    assert "accuracies on test data" in " ".join(out.split()) and "final validation" not in out
+    code, out, err = run(*arguments, "--set", "data.use_test=false", "--out", "none")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "c: nothing that all runs are measured on: set data.valid" in err
+    assert not (tmp_path / "none").exists()
+    # A loss that is no finite number is null in metrics.json.
+    path = tmp_path / "runs/c/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["runs"][0]["test_loss"] = None
+    path.write_text(json.dumps(metrics))
+    code, out, err = run("compare", "runs/c")
+    assert code == 0 and " - " in out.splitlines()[1], (out, err)
+
+
 def test_bad_input(run, folder, tmp_path):
     (tmp_path / "c.toml").write_text(CONFIG)
     code, _, err = run("compare", "c.toml", "--seeds", 0, "--data-dir", folder)

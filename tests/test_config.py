@@ -212,6 +212,29 @@ def test_another_data_set_renames_the_config(tmp_path):
     assert load_config(path, None, {"data.name": "fashion-mnist"}).name == "fashion-mnist-cnn"
     assert load_config(path).name == "kmnist-cnn"
     assert load_config(write(tmp_path, ""), None, {"data.name": "kmnist"}).name == "c"
+    # mnist-mlp is another config, whose runs these are not.
+    assert load_config("kmnist-mlp", None, {"data.name": "mnist"}).name == "kmnist-mlp-mnist"
+    assert load_config("kmnist-mlp", None, {"data.name": "kmnist"}).name == "kmnist-mlp"
+
+
+def test_the_place_of_another_kind_of_data_set_is_left_behind(tmp_path):
+    path = write(tmp_path, '[data]\nname = "csv"\ndir = "tables"\n')
+    assert load_config(path, None, {"data.name": "mnist"}).data.dir is None
+    path = write(tmp_path, '[data]\nname = "mnist"\ndir = "sets"\n')
+    assert load_config(path, None, {"data.name": "kmnist"}).data.dir == "sets"
+
+
+def test_grids_with_close_values_and_varied_tables(tmp_path):
+    text = "[grid]\n'train.l2' = [0.1234561, 0.1234562]\n"
+    labels = [run.label for run in load_config(write(tmp_path, text)).expand().members()]
+    assert labels == ["l2 0.1234561", "l2 0.1234562"]
+    text = "[grid]\n'train.optimizer' = [{learning_rate = 0.1}, {learning_rate = 0.2}]\n"
+    with pytest.raises(
+        InputError, match=r"\[grid\] varies train.optimizer, which train.optimizer."
+    ):
+        load_config(write(tmp_path, text), ["train.optimizer.learning_rate=0.5"])
+    quoted = load_config(write(tmp_path, ""), grid=['"train.l2"=[0, 1]'])
+    assert dict(quoted.grid) == {"train.l2": (0, 1)}
 
 
 def test_dropout_lists_belong_to_the_replicas(tmp_path):

@@ -55,6 +55,57 @@ def test_an_export_that_keeps_the_split(exported, tmp_path):
         export_csv(read, tmp_path / "again", test=None)
 
 
+def test_an_exports_order_depends_on_its_seed(exported, tmp_path):
+    dataset, folder = exported
+    for seed, same in ((3, True), (4, False)):
+        export_csv(dataset, tmp_path / str(seed), seed=seed)
+        again = (tmp_path / str(seed) / "train.csv").read_bytes()
+        assert (again == (folder / "train.csv").read_bytes()) == same
+    with pytest.raises(InputError, match=r"--test 0.001 of 360 examples leaves test.csv empty"):
+        export_csv(dataset, tmp_path / "e", test=0.001)
+
+
+def test_the_header_says_where_the_label_is(exported, run, capsys):
+    _, folder = exported
+    first = load("csv", folder)
+    lines = (folder / "train.csv").read_text().splitlines()
+    moved = [line.split(",", 1) for line in lines]
+    (folder / "train.csv").write_text("".join(f"{rest},{label}\n" for label, rest in moved))
+    last = load("csv", folder)
+    assert last.train.labels.equal(first.train.labels)
+    assert last.train.images.equal(first.train.images)
+    (folder / "test_labels.csv").write_text("id,label\n" + "".join(f"{i},3\n" for i in range(9)))
+    (folder / "p.csv").write_text("id,Class\n" + "".join(f"{i},{i % 3 * 3}\n" for i in range(9)))
+    score = ["evaluate", "--predictions", folder / "p.csv", "--labels"]
+    code, out, _ = run(*score, folder / "test_labels.csv")
+    assert code == 0 and "3 of 9 are right" in out
+    code, _, err = run(*score, folder / "test.csv")
+    assert code == 2 and "test.csv: which of its 64 columns is it? call one label" in err
+    change(folder, "train.csv", 11, 65, "1.5")
+    with pytest.raises(InputError, match=r"line 11, column 65: label 1.5 is no whole number"):
+        load("csv", folder)
+
+
+def test_labels_of_few_examples_and_from_one(tmp_path, capsys):
+    rows = "".join(f"{i % 26},{i},{i * i}.5\n" for i in range(520))
+    (tmp_path / "train.csv").write_text(rows)
+    (tmp_path / "test.csv").write_text("".join(rows.splitlines(keepends=True)[20:26]))
+    assert load("csv", tmp_path).test.labels.tolist() == list(range(20, 26))
+    assert not capsys.readouterr().err
+    (tmp_path / "train.csv").write_text("1,2\n2,3\n")
+    load("csv", {"train": str(tmp_path / "train.csv")}, ("train",))
+    assert "labels begin at 1, so that classes below it have no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pixels", [64, 256, 784, 1024])
+def test_features_without_a_label_are_told_by_their_number(tmp_path, pixels):
+    (tmp_path / "train.csv").write_text((",".join(["1"] * pixels) + "\n") * 3)
+    with pytest.raises(InputError, match=f"has {pixels} columns, as features without a label"):
+        load("csv", tmp_path, ("train",))
+    (tmp_path / "train.csv").write_text((",".join(["1"] * (pixels + 1)) + "\n") * 3)
+    assert load("csv", tmp_path, ("train",)).train.images[0].numel() == pixels
+
+
 def test_labels_in_a_test_file_are_used(exported):
     _, folder = exported
     (folder / "test.csv").write_bytes((folder / "train.csv").read_bytes())
@@ -205,6 +256,7 @@ def test_the_whole_exercise(exported, run, tmp_path):
             )
         )
     )
+    assert "on labelled (72" in run("evaluate", "csv-mlp", "--data", "labelled.csv")[1]
     found = json.loads(run("evaluate", "csv-mlp", "--data", "labelled.csv", "--json")[1])
     assert found["accuracy"] == accuracy and found["n"] == 72
 

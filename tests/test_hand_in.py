@@ -1,7 +1,9 @@
 """The zip: what it holds, and that its scripts run in an empty folder with torch alone."""
 
+import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -46,11 +48,13 @@ def runs(run, tmp_path):
 
 
 def test_the_scripts_of_mnist_repeat_the_reports_figures(runs, run, tmp_path):
-    code, out, err = run("hand-in", *runs, "--id", "1234")
-    assert (code, out, err) == (0, "hw1_1234.zip\n", "")
+    os.utime(runs[0] / "weights.pkl", (0, 0))  # before what a zip can hold
+    code, out, err = run("hand-in", *reversed(runs), "--id", "1234")  # in any order
+    assert (code, out, err) == (0, f"hw1_1234.zip: {runs[0]}, {runs[1]}\n", "")
     alone = tmp_path / "alone"
     with zipfile.ZipFile(tmp_path / "hw1_1234.zip") as archive:
         names = archive.namelist()
+        assert {info.external_attr >> 16 & 0o777 for info in archive.infolist()} == {0o644}
         archive.extractall(alone)
     top = {name for name in names if "/" not in name}
     assert top == {
@@ -75,15 +79,30 @@ def test_the_archive_of_the_csv_exercise(run, tmp_path):
     write_folder(tmp_path / "data", side=8)
     run("data", "export-csv", "idx", "--data-dir", "data", "--out", "csv")
     sets = ["--set", "train.epochs=2", "--set", "train.batch_size=16", "--device", "cpu"]
-    for name in ("fashion-logistic", "fashion-nn"):
-        assert run("train", name, "--data", "csv/", *sets)[0] == 0
+    train_it = ["train", "fashion-logistic", "--data", tmp_path / "csv"]
+    assert run(*train_it, "--epochs", 1)[0] == 0  # an attempt, of which the next takes the place
+    assert run(*train_it, *sets)[0] == 0
+    train_it = ["train", "fashion-nn", "--data", tmp_path / "csv", "--set", "train.seeds=[0, 1]"]
+    assert run(*train_it, *sets)[0] == 0  # the better of the two is handed in
+    two = ["--set", "train.l2=[0, 0.1]"]
+    assert run(*train_it[:4], *two, *sets)[0] == 0  # the newest, but of two networks
     (tmp_path / "notes.md").write_text("# Tried\nThis and that.\n")
     arguments = ["--exercise", "fashion", "--id", "12_34", "--notes", "notes.md"]
     code, out, err = run("hand-in", *arguments)
-    assert (code, out) == (0, "12_34.zip\n"), err
+    assert (code, out) == (0, "12_34.zip: runs/fashion-logistic-2, runs/fashion-nn\n"), err
     alone = tmp_path / "alone"
     with zipfile.ZipFile(tmp_path / "12_34.zip") as archive:
         archive.extractall(alone)
+    with gzip.open(tmp_path / "csv" / "test.csv.gz", "wb") as packed:
+        packed.write((tmp_path / "csv" / "test.csv").read_bytes())
+    (tmp_path / "csv" / "test.csv").unlink()
+    for arguments, text in (
+        ((), "python train.py lr|NN FOLDER"),
+        (("lr", "no"), "error: lr: no is not a folder"),
+    ):
+        with pytest.raises(AssertionError, match=re.escape(text)) as caught:
+            run_alone(alone / "train.py", *arguments)
+        assert "Traceback" not in str(caught.value)
     for name in ("lr", "NN"):
         before = (alone / f"{name}_pred.csv").read_text()
         assert len(before.split()) == 72 and set(before.split()) <= set("0123")
@@ -97,7 +116,7 @@ def test_the_archive_of_the_csv_exercise(run, tmp_path):
 def test_what_is_refused(runs, tmp_path, run):
     for arguments, text in (
         (["--id", "1"], "no finished run there; first: manualnn train"),
-        (["--id", "1", runs[0]], "a hand-in has two runs, not 1"),
+        (["--id", "1", runs[0]], "a hand-in has two runs, not 1: a run of train, and one of"),
         (["--id", "../x", *runs], "--id ../x: letters, digits and _ only"),
         (["--id", "1", "--exercise", "art", *runs], "--exercise art: use mnist or fashion"),
         (["--id", "1", *runs, "--out", "net/metrics.json/x.zip"], "cannot be written"),
@@ -106,17 +125,26 @@ def test_what_is_refused(runs, tmp_path, run):
         assert (code, out, err.count("\n")) == (2, "", 1) and text in err, err
     write_folder(tmp_path / "data")
     run("train", "--data", "data/", "--epochs", 1, "--device", "cpu", "--out", "other")
-    for name in ("mnist", "fashion"):
-        code, out, err = run("hand-in", *runs, "--id", "1", "--exercise", name, "--notes", "no.md")
-        assert (code, out, err.count("\n")) == (2, "", 1) and "no.md: cannot be read" in err, err
+    for layers in ("[['linear', 'classes']]", "[['linear', 8], ['relu'], ['linear', 'classes']]"):
+        sets = ["--set", f"model.layers={layers}", "--epochs", 1, "--device", "cpu"]
+        run("train", "--data", "data/", *sets, "--out", "linear" if "8" not in layers else "deep")
+    for first, second, exercise, text in (
+        (*runs, "mnist", "no.md: cannot be read"),
+        ("other", "other", "mnist", "a hand-in has a run of train, and one of random-labels"),
+        ("deep", "other", "fashion", "has a softmax regression, and a network with a hidden layer"),
+        ("deep", "linear", "fashion", "linear: not trained on CSV files"),
+    ):
+        arguments = ["--id", "1", "--exercise", exercise, "--notes", "no.md"]
+        code, out, err = run("hand-in", first, second, *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1) and text in err, err
     code, out, err = run("hand-in", "other", runs[1], "--id", "1")
     assert (code, out) == (2, "") and "not measured on MNIST's test set" in err
     config = load_config("mnist-mlp", ["train.epochs=1", "data.train_samples=640"])
     tree = config.to_dict()
-    tree["train"]["seeds"] = [0, 1]
+    tree["train"]["l2"] = [0.0, 0.1]
     from manualnn.config import parse_config
 
     train(parse_config(tree, "two"), tmp_path / "two", device="cpu")
-    with pytest.raises(InputError, match="holds 2 networks; hand in a run of one"):
+    with pytest.raises(InputError, match="holds 2 networks; hand in a run of one, or of its seeds"):
         hand_in("1", runs=[tmp_path / "two", runs[1]])
     assert not list(tmp_path.glob("*.zip"))

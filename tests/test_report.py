@@ -1,5 +1,6 @@
 """The PDF: its pages, what they say, notes that fit or do not, and what is refused."""
 
+import csv
 import re
 import zlib
 
@@ -7,7 +8,8 @@ import pytest
 
 from manualnn import load_config, train
 from manualnn.errors import InputError
-from manualnn.report import _pages, report
+from manualnn.report import _mean, _pages, report
+from manualnn.results import Trained
 
 LAYERS = [
     "data.valid=60",
@@ -53,7 +55,7 @@ def test_a_training_run_is_one_page(trained):
     for part in (
         "Ada, 1", "Conv 3\u00d73, 3", "padding 1\u00d71", "3\u00d73\u00d73", "30 parameters",
         "Max-pool 2\u00d72", "Linear 5", "Dropout 0.1", "SGD, learning rate 0.2, momentum 0.9",
-        "cross entropy, label smoothing 0.1", "of 128, 2 epochs", "Confusion on idx test",
+        "cross entropy, label smoothing 0.1", "of 128, 2 epochs", "idx test: ",
     ):  # fmt: skip
         assert part in text, part
     import json
@@ -90,6 +92,56 @@ def test_several_runs_in_one_folder(trained, run, folder, tmp_path):
     assert pages(report([tmp_path / "two"])) == 1
 
 
+def test_the_best_network_is_drawn_and_many_runs_are_ranked(run, folder, tmp_path):
+    (tmp_path / "c.toml").write_text(
+        '[data]\nname = "idx"\nvalid = 60\n[model]\nlayers = [["linear", 8], ["relu"],'
+        ' ["dropout", 0.9], ["linear", "classes"]]\n[train]\nepochs = 2\nbatch_size = 32\n'
+        '[grid]\n"model.layers.2.1" = [0.9, 0.05]\n"train.l2" = [0, 1e-4, 1e-3, 1e-2]\n'
+        '"train.optimizer.learning_rate" = [0.1]\n'
+    )
+    assert run("sweep", "c.toml", "--data-dir", folder, "--device", "cpu")[0] == 0
+    [page] = _pages([tmp_path / "runs/c-sweep"], "", None)
+    text = words([page])
+    assert "Dropout 0.05" in text and "Dropout 0.9" not in text
+    with (tmp_path / "runs/c-sweep/sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for i, row in enumerate(rows[:6], 1):
+        assert f"run {i}: dropout {row['dropout']}" in text
+        assert f"\n{100 * float(row['valid_accuracy']):.2f}\n" in text
+    assert "run 7" not in text and "and 2 more" in text
+    legends = [axes.get_legend() for axes in page.axes if axes.get_legend()]
+    assert [len(legend.texts) for legend in legends] == [6, 6]
+
+
+def test_means_are_of_the_networks_that_did_not_diverge():
+    def trained(accuracy, diverged):
+        return Trained({"test_accuracy": accuracy, "diverged": diverged}, [], None, None)
+
+    group = [trained(0.9, False), trained(0.8, False), trained(0.1, True)]
+    assert _mean(group, "test_accuracy", 100) == "85.00\u00b17.07"
+    assert _mean(group[2:], "test_accuracy", 100) == "diverged"
+
+
+def test_a_split_of_test_images_needs_no_training_file(run, folder, tmp_path):
+    for path in folder.glob("train-*"):
+        path.unlink()
+    sets = ["--set", "data.source=test", "--set", "data.valid=20", "--epochs", 1]
+    arguments = ["--data", folder, *sets, "--out", "s", "--device", "cpu"]
+    assert run("train", "mnist-mlp", *arguments)[0] == 0
+    text = words(_pages([tmp_path / "s"], "", None))
+    assert f"a split of {folder.name}'s test images" in text and "(of the test images): " in text
+
+
+def test_a_deep_network_stays_on_the_page(run, folder, tmp_path):
+    layers = [["linear", 4], ["relu"]] * 40 + [["linear", "classes"]]
+    sets = ["--set", f"model.layers={layers}".replace("'", '"'), "--epochs", 1]
+    code, _, err = run("train", "mnist-mlp", "--data", folder, *sets, "--out", "d", "-q")
+    assert code == 0, err
+    [page] = _pages([tmp_path / "d"], "", None)
+    assert "25 more" in words([page])  # of the input and 41 layers
+    assert all(axes.get_position().y0 > 0 for axes in page.axes)
+
+
 def test_a_memorisation_without_test_images(run, folder, tmp_path):
     for path in folder.glob("t10k-*"):
         path.unlink()
@@ -122,7 +174,7 @@ def test_notes_that_do_not_fit(trained, memorised, tmp_path):
 def test_what_is_refused(trained, run, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, text in (
-        (["empty"], "empty: holds no finished run"),
+        (["empty"], "empty: holds no finished run: metrics.json is missing"),
         ([trained, trained, trained], "one or two runs on two pages, not 3"),
         ([trained, "--notes", "absent.md"], "absent.md: cannot be read"),
         ([trained, "--out", "first/metrics.json/r.pdf"], "cannot be written"),

@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 
+from manualnn import sweep
 from manualnn.config import load_config, parse_config
 from manualnn.errors import InputError
 from manualnn.results import read_run
@@ -105,11 +106,15 @@ def test_a_sweep_ranks_and_explains(run, folder, tmp_path, config):
     assert len(rows) == 32 and accuracies == sorted(accuracies, reverse=True)
     networks = read_run(swept)
     assert len(networks) == 64
-    best = [n for n in networks if n.replica.label in result["findings"].partition(", with")[0]]
+    best = [n for n in networks if f"Best: {n.replica.label}, with" in result["findings"]]
     assert len(best) == 2
-    assert rows[0]["valid_accuracy"] == pytest.approx(
-        statistics.fmean(n.figures["valid_accuracy"] for n in best)
-    )
+    for name in ("valid_accuracy", "valid_loss", "train_accuracy"):
+        own = [n.figures[name] for n in best]
+        assert rows[0][name] == pytest.approx(statistics.fmean(own))
+        if name == "valid_accuracy":
+            assert rows[0]["valid_accuracy_std"] == pytest.approx(statistics.stdev(own))
+    ties = [(-row["valid_accuracy"], row["valid_loss"]) for row in rows]
+    assert ties == sorted(ties)  # the lower loss goes before where accuracies are equal
     assert all(n.figures["test_accuracy"] is None for n in networks)  # the test set is not touched
     for name in ("marginals.png", "heatmaps.png", "best-curves.png"):
         assert (swept / name).read_bytes().startswith(b"\x89PNG")
@@ -209,9 +214,70 @@ def test_without_test_examples_and_one_factor(run, tmp_path):
     assert "The best learning_rate is at the edge of the grid." in out  # 0.2, the largest
 
 
-def test_the_run_of_another_grid_is_refused(config, tmp_path):
-    from manualnn import sweep
+def point(rate, l2, accuracy, loss=0.5):
+    values = {"learning_rate": rate, "l2": l2}
+    return sweep.Point(f"{rate}, {l2}", values, accuracy, None, loss, accuracy, 0, [])
 
-    (tmp_path / "metrics.json").write_text('{"runs": []}')
-    with pytest.raises(InputError, match="holds"):
-        sweep.read_points(tmp_path, config)
+
+def said(points):
+    points = sorted(points, key=sweep._order)
+    grid = {name: sorted({p.values[name] for p in points}) for name in ("learning_rate", "l2")}
+    margins = {name: sweep._margin(points, name, values) for name, values in grid.items()}
+    return sweep.findings(points, margins)
+
+
+def test_the_findings_claim_what_the_numbers_hold():
+    rates = [(1e-3, 0.5), (1e-2, 0.7), (0.1, 0.9), (1e30, None)]
+    text = said([point(rate, 0, accuracy) for rate, accuracy in rates])
+    assert "edge" not in text  # beyond 0.1 the grid has a rate that diverges
+    assert "edge" in said([point(rate, 0, accuracy) for rate, accuracy in rates[:3]])
+    assert "edge" not in said([point(0.1, l2, 0.9 - l2) for l2 in (0, 0.1, 0.2)])  # 0: no further
+    text = said([point(0.1, 0, 0.9, 0.4), point(0.2, 0, 0.9, 0.3)])
+    assert "Best: 0.2, 0, with 90.00 %, level with the next, 0.1, 0." in text
+
+
+def test_heat_maps_are_of_the_factors_that_matter_most(config, monkeypatch, tmp_path):
+    names = ("a", "b", "c", "d", "e")
+    points = [sweep.Point("x", dict.fromkeys(names, v), 0.5, None, 1, 0.5, 0, []) for v in (0, 1)]
+    margins = {
+        name: [{"value": v, "mean": 0.5 + v * size, "std": 0, "best": 1} for v in (0, 1)]
+        for name, size in zip(names, (0.01, 0.5, 0.4, 0.3, 0.2), strict=True)
+    }
+    drawn = []
+    for name in ("save", "marginals", "curves"):
+        monkeypatch.setattr(sweep.plots, name, lambda *_: None)
+    monkeypatch.setattr(sweep.plots, "heat_maps", lambda maps, _: drawn.extend(maps))
+    sweep._draw(tmp_path, config, points, margins, {name: [0, 1] for name in margins})
+    assert [a + b for a, b, *_ in drawn] == ["bc", "bd", "be", "cd", "ce", "de"]
+
+
+def test_retraining_with_early_stopping_keeps_the_validation_part(run, folder, tmp_path):
+    (tmp_path / "c.toml").write_text(CONFIG.partition("[grid]")[0])
+    stop = ["--set", "train.early_stopping.patience=1", "--grid", "train.l2=[0, 0.1]"]
+    code, out, err = run(
+        "sweep", "c.toml", "--data-dir", folder, *stop, "--retrain", 1, "--json", "--device", "cpu"
+    )
+    assert code == 0, err
+    assert json.loads(out)["retrained"]["valid_accuracy"] is not None
+
+
+def test_what_cannot_be_written_is_one_line(run, folder, tmp_path):
+    (tmp_path / "c.toml").write_text(CONFIG.partition("[grid]")[0])
+    sweep_it = ["sweep", "c.toml", "--data-dir", folder, "--grid", "train.l2=[0, 0.1]", "-q"]
+    assert run(*sweep_it, "--device", "cpu")[0] == 0
+    (tmp_path / "runs/c-sweep/sweep.csv").unlink()
+    (tmp_path / "runs/c-sweep/sweep.csv").mkdir()
+    code, out, err = run(*sweep_it, "--device", "cpu", "--resume")
+    assert (code, out) == (2, "") and "error: runs/c-sweep: cannot be written: Is a dir" in err
+
+
+def test_the_run_of_another_grid_is_refused(run, folder, tmp_path):
+    (tmp_path / "c.toml").write_text(CONFIG.partition("[grid]")[0])
+    sweep_it = ["sweep", "c.toml", "--data-dir", folder, "--grid", "train.l2=[0, 0.1]", "-q"]
+    assert run(*sweep_it, "--device", "cpu")[0] == 0
+    other = load_config(tmp_path / "c.toml", grid=["train.l2=[0, 0.2]"])
+    with pytest.raises(InputError, match="holds another sweep than that of c"):
+        sweep.read_points(tmp_path / "runs/c-sweep", other)
+    (tmp_path / "runs/c-sweep/metrics.json").write_text('{"runs": []}')
+    with pytest.raises(InputError, match=r"metrics.json and config.toml are of different runs"):
+        sweep.read_points(tmp_path / "runs/c-sweep", other)
