@@ -89,10 +89,11 @@ def choose(exercise: str, runs: Sequence[Path] = ()) -> list[Path]:
         raise InputError(f"a hand-in has two runs, not {len(runs)}: {first}, and {second}")
     is_second = _is_memorised if exercise == "mnist" else _is_deep
     folders = list(runs)
-    for name, wanted in zip(names, (False, True), strict=True) if not runs else ():
-        found = runs_called(name, "metrics.json")
-        suits = [f for f in found if len(_labels(f)) == 1 and is_second(f) == wanted]
-        folders.append([*suits, *found, RUNS / name][0])
+    if not runs:
+        for name, wanted in zip(names, (False, True), strict=True):
+            found = runs_called(name, "metrics.json")
+            suits = [f for f in found if len(_labels(f)) == 1 and is_second(f) == wanted]
+            folders.append([*suits, *found, RUNS / name][0])
     for folder, name in zip(folders, names, strict=True):
         if not (folder / "metrics.json").is_file():
             raise InputError(f"{folder}: no finished run there; first: {COMMANDS[name]}")

@@ -40,7 +40,10 @@ def show(
     assert dataset.train is not None and dataset.class_names is not None
     images, labels = dataset.train.images, dataset.train.labels
     if images.dim() != 4:
-        raise InputError(f"{dataset.where}: examples of {images.shape[1]} values are no images")
+        raise InputError(
+            f"{dataset.where}: examples of {images.shape[1]} values are no images, which have 8 x 8"
+            " bytes or a larger square of them"
+        )
     order = torch.randperm(len(labels), generator=generator(seed, SHOW_STREAM))
     rows = [_different(images[order[labels[order] == k]], examples) for k in labels.unique()]
     names = [dataset.class_names[int(k)] for k in labels.unique()]
