@@ -86,6 +86,29 @@ def test_the_header_says_where_the_label_is(exported, run, capsys):
         load("csv", folder)
 
 
+def test_what_a_field_is_instead_of_a_number(tmp_path):
+    for line, text in (
+        ("cat,1,2", "column 1: 'cat' is not a finite number; a label is a whole number from 0"),
+        ("1,cat,2", "column 2: 'cat' is not a finite number"),
+        ("0;1;2,3,4", "column 1: '0;1;2' is not one number; separate the columns by commas"),
+    ):
+        (tmp_path / "train.csv").write_text(f"1,2,3\n{line}\n")
+        with pytest.raises(InputError) as caught:
+            load("csv", tmp_path, ("train",))
+        assert str(caught.value).endswith(f"train.csv: line 2, {text}")
+    (tmp_path / "train.csv").write_bytes("1,2\n\u00e4,1\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"cannot be read as text: byte 5 is not UTF-8"):
+        load("csv", tmp_path, ("train",))
+
+
+def test_a_test_file_of_other_features(exported):
+    _, folder = exported
+    rows = (folder / "train.csv").read_text().splitlines()
+    (folder / "train.csv").write_text("".join(f"{row.rpartition(',')[0]}\n" for row in rows))
+    with pytest.raises(InputError, match=r"test.csv: has 64 features, but .* a label and 63"):
+        load("csv", folder)
+
+
 def test_labels_of_few_examples_and_from_one(tmp_path, capsys):
     rows = "".join(f"{i % 26},{i},{i * i}.5\n" for i in range(520))
     (tmp_path / "train.csv").write_text(rows)

@@ -64,6 +64,10 @@ def read_csv(files: Mapping[str, Path]) -> dict[str, tuple[Tensor, Tensor]]:
                 f"{path}: has {columns} columns, but {files['train']} has {expected}: a label and"
                 f" {expected - 1} features"
             )
+        if part == "test" and expected and are_features(table, header):
+            raise InputError(
+                f"{path}: has {columns} features, but {files['train']} a label and {expected - 1}"
+            )
         # 783 features are unusual where 784 pixels are not; other tables have what width they like.
         if columns < 2 or are_features(table, header):
             raise InputError(

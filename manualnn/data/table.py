@@ -196,7 +196,7 @@ def _is_finite(text: str) -> bool:
 def _no_number(field: str) -> str:
     if any(_is_finite(part) for part in re.split(r"[;\t ]", field)):
         return "is not one number; separate the columns by commas"
-    return "is not a finite number" + ("; a label is a number from 0" if field.isalpha() else "")
+    return "is not a finite number"
 
 
 def _fault(path: Path, header: list[str] | None) -> str:
@@ -211,7 +211,10 @@ def _fault(path: Path, header: list[str] | None) -> str:
                 return f"line {number}: has {len(fields)} columns, the first line has {columns}"
             for column, field in enumerate(fields if examples >= 0 else (), 1):
                 if not _is_finite(field):
-                    return f"line {number}, column {column}: {field[:40]!r} {_no_number(field)}"
+                    label = field.isalpha() and column in (1, columns)
+                    hint = "; a label is a whole number from 0" if label else ""
+                    what = f"{field[:40]!r} {_no_number(field)}{hint}"
+                    return f"line {number}, column {column}: {what}"
             examples += 1
     except UNREADABLE as error:
         return f"cannot be read as text: {_reason(error)}"
