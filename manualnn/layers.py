@@ -454,8 +454,7 @@ class Dropout(_Elementwise):
         position = workspace.constant(("position", batch), lambda: torch.arange(batch).view(1, -1))
         rows = workspace.empty((replicas, batch), torch.int64)
         shifted = workspace.empty(rows.shape, torch.int64)
-        counter = noise.first + (noise.step << 32)
-        rows.copy_(position).add_(counter).mul_(-0x61C8864680B583EB)
+        rows.copy_(position).add_(workspace.counter()).mul_(-0x61C8864680B583EB)
         rows.add_(noise.seeds).add_(mix(self.stream))
         for multiplier in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):
             torch.bitwise_right_shift(rows, 30, out=shifted)

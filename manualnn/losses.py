@@ -48,7 +48,7 @@ def cross_entropy(
     t = _one_hot(logits, targets, workspace)
     log_p, p = _log_softmax(logits, workspace)
     count = count or logits.shape[1]
-    loss = _total(log_p.mul_(t)).div_(-count)
+    loss = _total(log_p.mul_(t), workspace).div_(-count)
     return loss, p.sub_(_smooth(t, label_smoothing)).div_(count)
 
 
@@ -63,7 +63,7 @@ def squared_error(
     t = _one_hot(logits, targets, workspace)
     divisor = (count or logits.shape[1]) * logits.shape[2]
     difference = torch.sub(logits, t, out=workspace.empty(logits.shape))
-    loss = _total(difference.mul_(difference)).div_(divisor)
+    loss = _total(difference.mul_(difference), workspace).div_(divisor)
     dlogits = torch.sub(logits, _smooth(t, label_smoothing), out=difference)
     return loss, dlogits.mul_(2 / divisor)
 
@@ -84,7 +84,7 @@ def softmax_squared_error(
     _, p = _log_softmax(logits, workspace)
     divisor = (count or logits.shape[1]) * logits.shape[2]
     products = torch.sub(p, t, out=workspace.empty(logits.shape))
-    loss = _total(products.mul_(products)).div_(divisor)
+    loss = _total(products.mul_(products), workspace).div_(divisor)
     g = torch.sub(p, _smooth(t, label_smoothing), out=t).mul_(2 / divisor)
     torch.mul(g, p, out=products)
     inner = torch.sum(products, -1, keepdim=True, out=workspace.empty((*logits.shape[:2], 1)))
@@ -110,7 +110,7 @@ def logistic(
     terms.add_(torch.clamp(logits, min=0, out=workspace.empty(logits.shape)))
     s = torch.neg(logits, out=workspace.empty(logits.shape)).exp_().add_(1).reciprocal_()
     y.mul_(1 - label_smoothing).add_(label_smoothing / 2)  # K = 2 classes here
-    return _total(terms).div_(count), s.sub_(y).div_(count)
+    return _total(terms, workspace).div_(count), s.sub_(y).div_(count)
 
 
 LOSSES: dict[str, Loss] = {
@@ -129,6 +129,17 @@ def outputs(loss: str, classes: int) -> int:
 def decide(logits: Tensor) -> Tensor:
     """The predicted class of each sample, (..., K) to (...): the largest logit; z > 0 for one."""
     return (logits[..., 0] > 0).long() if logits.shape[-1] == 1 else logits.argmax(-1)
+
+
+def hits(logits: Tensor, targets: Tensor, workspace: Workspace) -> Tensor:
+    """How many predictions of each replica are right, (R,) int64."""
+    shape = logits.shape[:2]
+    if logits.shape[-1] == 1:
+        decided = torch.gt(logits[..., 0], 0, out=workspace.empty(shape, torch.bool))
+    else:
+        decided = torch.argmax(logits, -1, out=workspace.empty(shape, torch.int64))
+    right = torch.eq(decided, targets, out=workspace.empty(shape, torch.bool))
+    return torch.sum(right, 1, out=workspace.empty(shape[:1], torch.int64))
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -150,9 +161,10 @@ def _smooth(t: Tensor, smoothing: float) -> Tensor:
     return t.mul_(1 - smoothing).add_(smoothing / t.shape[2]) if smoothing else t
 
 
-def _total(terms: Tensor) -> Tensor:
+def _total(terms: Tensor, workspace: Workspace) -> Tensor:
     """(R, B, K) to (R,), in two sums: their order then does not depend on R."""
-    return terms.sum(-1).sum(-1)
+    rows = torch.sum(terms, -1, out=workspace.empty(terms.shape[:2]))
+    return torch.sum(rows, -1, out=workspace.empty(terms.shape[:1]))
 
 
 def _log_softmax(logits: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,12 @@ from torch import Tensor
 
 
 class Optimizer(Protocol):
-    """`step` changes `theta` in place and may use `grad` as scratch."""
+    """`step` changes `theta` in place and may use `grad` as scratch; `prepare` goes before it and
+    counts the steps, so that all that a step does is to play the same operations."""
 
     state: dict[str, Tensor]
+
+    def prepare(self, learning_rate: Tensor) -> None: ...
 
     def step(self, theta: Tensor, grad: Tensor, learning_rate: Tensor) -> None: ...
 
@@ -30,6 +33,9 @@ class SGD:
         self.momentum = momentum
         self.nesterov = nesterov
         self.state = {"velocity": torch.zeros_like(theta)} if bool((momentum != 0).any()) else {}
+
+    def prepare(self, learning_rate: Tensor) -> None:
+        pass
 
     def step(self, theta: Tensor, grad: Tensor, learning_rate: Tensor) -> None:
         direction = grad
@@ -63,19 +69,25 @@ class Adam:
             "steps": torch.zeros((), dtype=torch.int64),
         }
         self._scratch = torch.empty_like(theta)
+        self._scale = theta.new_empty(len(theta), 1)
+        self._rate = theta.new_empty(len(theta), 1)
+
+    def prepare(self, learning_rate: Tensor) -> None:
+        t = int(self.state["steps"].add_(1))
+        self._scale.fill_(math.sqrt(1 - self.beta2**t))
+        torch.div(learning_rate, 1 - self.beta1**t, out=self._rate)
 
     def step(self, theta: Tensor, grad: Tensor, learning_rate: Tensor) -> None:
         m, v = self.state["first_moment"], self.state["second_moment"]
-        t = int(self.state["steps"].add_(1))
         if self.decay is not None:
             torch.mul(self.decay, learning_rate, out=self._scratch)
             theta.addcmul_(theta, self._scratch, value=-1)
-        m.mul_(self.beta1).add_(grad, alpha=1 - self.beta1)
+        m.lerp_(grad, 1 - self.beta1)
         v.mul_(self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
         denominator = torch.sqrt(v, out=self._scratch)
-        denominator.div_(math.sqrt(1 - self.beta2**t)).add_(self.epsilon)
+        denominator.div_(self._scale).add_(self.epsilon)
         torch.div(m, denominator, out=grad)
-        theta.addcmul_(grad, learning_rate, value=-1 / (1 - self.beta1**t))
+        theta.addcmul_(grad, self._rate, value=-1)
 
 
 class Penalty:

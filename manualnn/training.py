@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from . import diagnosis
+from .capture import Recording
 from .config import Replica, Train
 from .data import Prepared, Samples
 from .errors import InputError
-from .losses import LOSSES, decide, outputs
+from .losses import LOSSES, hits, outputs
 from .network import Network
 from .optimizers import SGD, Adam, Optimizer, Penalty, schedule
 from .workspace import Noise, Workspace, generator, mix
@@ -123,6 +124,8 @@ class Training:
         self.noise_seeds = torch.tensor(
             [[mix(replica.seed, DROPOUT_STREAM)] for replica in replicas], device=theta.device
         )
+        self._seen: set[int] = set()
+        self._recorded: dict[int, Recording] = {}  # of each batch size
         self.totals = torch.zeros(2, len(replicas), dtype=torch.float64, device=theta.device)
         # What a checkpoint holds besides theta and the optimizer's state:
         self.epoch = self.step_number = 0
@@ -170,23 +173,37 @@ class Training:
     @torch.inference_mode()
     def step(self, index: Tensor) -> None:
         """One training step on the samples `index` (R or 1, B)."""
-        network, settings, workspace = self.network, self.settings, self.workspace
         count = index.shape[1]
-        workspace.begin(("train", count), Noise(self.noise_seeds, self.step_number))
+        self.workspace.begin(("train", count), Noise(self.noise_seeds, self.step_number))
+        torch.mul(self.base_rate, self.rate_fraction(self.step_number), out=self.rate)
+        self.optimizer.prepare(self.rate)
         x, y = self._gather(index)
+        if (recorded := self._recorded.get(count)) is not None and not recorded.obstacle:
+            recorded()
+        elif recorded is None and count in self._seen:
+            self._recorded[count] = Recording()
+            with self._recorded[count]:
+                self._update(x, y)
+        else:
+            self._seen.add(count)  # whose buffers are made now
+            self._update(x, y)
+        self.step_number += 1
+
+    def _update(self, x: Tensor, y: Tensor) -> None:
+        """Forward, backward and optimizer on a batch x (R, B, ...), y (R or 1, B)."""
+        network, settings, workspace = self.network, self.settings, self.workspace
+        count = x.shape[1]
         logits, caches = network.forward(x, workspace)
         loss, dlogits = self.loss(logits, y, workspace, settings.label_smoothing)
         self.totals[0].add_(loss, alpha=count)
-        self.totals[1].add_((decide(logits) == y).sum(1))
+        self.totals[1].add_(hits(logits, y, workspace))
         if self.class_weights is not None:
             scale = workspace.empty((network.replicas, count))
             torch.gather(self.class_weights, 1, y.expand(scale.shape), out=scale)
             dlogits.mul_(scale.unsqueeze(2))
         network.backward(dlogits, caches, self.grads, workspace)
         self.penalty.add(network.theta, self.grad)
-        torch.mul(self.base_rate, self.rate_fraction(self.step_number), out=self.rate)
         self.optimizer.step(network.theta, self.grad, self.rate)
-        self.step_number += 1
 
     def rate_fraction(self, step: int) -> float:
         """The fraction of the base learning rate that a step of the run uses."""
@@ -398,6 +415,6 @@ def evaluate(
         y = samples.targets[:, start : start + logits.shape[1]]
         with torch.inference_mode():
             totals[0].add_(LOSSES[loss](logits, y, workspace)[0], alpha=logits.shape[1])
-            totals[1].add_((decide(logits) == y).sum(1))
+            totals[1].add_(hits(logits, y, workspace))
     losses, accuracies = (totals / len(samples)).tolist()
     return list(zip(losses, accuracies, strict=True))

@@ -63,6 +63,12 @@ class Workspace:
         self._pool = self._pools.setdefault(key, [])
         self._next = 0
         self.noise = noise
+        if noise is not None:
+            self.counter().fill_(noise.first + (noise.step << 32))
+
+    def counter(self) -> Tensor:
+        """() int64: the step and the position of the batch in `noise`, in one number."""
+        return self.constant("counter", lambda: torch.zeros((), dtype=torch.int64))
 
     def empty(
         self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype | None = None
@@ -81,7 +87,8 @@ class Workspace:
         return buffer
 
     def constant(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """The tensor that `make` gave when `key` was first asked for; nobody may write to it."""
+        """What `make` gave when `key` was first asked for. Nobody may write to it; to the
+        counter only `begin` does."""
         if key not in self._constants:
             with torch.inference_mode(False):
                 self._constants[key] = make().to(self.device)

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "manualnn"
 # A module imports only modules of lower floors.
 FLOORS = {
     "errors": 0, "files": 0, "parameters": 0, "workspace": 0,
-    "layers": 1, "losses": 1, "optimizers": 1, "data": 1, "config": 1, "plots": 1,
+    "capture": 1, "layers": 1, "losses": 1, "optimizers": 1, "data": 1, "config": 1, "plots": 1,
     "results": 2, "network": 2, "show": 2,
     "diagnosis": 3, "training": 4, "evaluation": 5, "experiment": 6,
     "random_labels": 7, "compare": 7, "lr_find": 7, "sweep": 7, "doctor": 7, "coursework": 7,
@@ -130,7 +130,7 @@ ALLOWED = set(
     as_strided unfold flatten movedim
     unbind permute stack cat
     index_select gather scatter index
-    add sub mul div neg abs sign reciprocal addcmul addcdiv
+    add sub mul div lerp neg abs sign reciprocal addcmul addcdiv
     exp expm1 log log1p sqrt
     bitwise_xor bitwise_right_shift __rshift__
     eq ne lt le gt ge isfinite clamp maximum minimum where

@@ -67,6 +67,7 @@ def test_equals_torch_optim(case, rate, l2, differs):
     for gradient in gradients:
         grad = gradient.clone()
         penalty.add(theta, grad)
+        ours.prepare(column(rates))
         ours.step(theta, grad, column(rates))
         for r, (weights, biases) in enumerate(leaves):
             weights.grad, biases.grad = gradient[r, :-5].clone(), gradient[r, -5:].clone()
