@@ -950,9 +950,11 @@ def _print_metrics(metrics: dict[str, Any], folder: Path) -> None:
 
 
 def _require(metrics: dict[str, Any], bar: float | None) -> None:
-    """Exit with 1 where the only network diverged or the accuracy bar was missed."""
-    if metrics["diverged"] and "runs" not in metrics:
-        print(f"error: {metrics['ended']}", file=sys.stderr)
+    """Exit with 1 where every network diverged or the accuracy bar was missed."""
+    networks = metrics.get("runs", [metrics])
+    if all(network["diverged"] for network in networks):
+        every = f"all {len(networks)} networks diverged; lower train.optimizer.learning_rate"
+        print(f"error: {metrics['ended'] or every}", file=sys.stderr)
         raise typer.Exit(1)
     if bar is not None and (metrics["test_accuracy"] is None or metrics["test_accuracy"] < bar):
         reached = _percent(metrics["test_accuracy"])

@@ -468,7 +468,8 @@ def test_losses_that_are_not_finite_have_no_deviation(run, small):
     """Weights that are finite, but so large that the loss on other images is not."""
     sets = ["--set", "train.seeds=[0, 1]", "--set", "train.loss=squared_error", "--epochs", 3]
     grows = ["--set", "train.optimizer.learning_rate=1e30", "--set", "data.valid=60"]
-    assert run(*small, *sets, *grows, "--out", "wild")[0] == 0
+    code, _, err = run(*small, *sets, *grows, "--out", "wild")
+    assert code == 1 and "error: all 2 networks diverged; lower train.optimizer" in err
     assert json.loads(Path("wild/metrics.json").read_text())["diverged"] == 2
     runs = [
         dict.fromkeys((*experiment.MEASURES, *experiment._SHARED), 0.5)
