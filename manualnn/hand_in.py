@@ -142,8 +142,9 @@ def _fashion(
     identity: str, folders: list[Path], author: str, notes: Path | None, temporary: Path
 ) -> Files:
     configs = [_single(folder) for folder in folders]
-    if foreign := [folder for folder, c in zip(folders, configs, strict=True) if not _is_csv(c)]:
-        raise InputError(f"{foreign[0]}: not trained on CSV files, which the exercise asks for")
+    for folder, config in zip(folders, configs, strict=True):
+        if config.data.name != "csv":
+            raise InputError(f"{folder}: not trained on CSV files, which the exercise asks for")
     commands = f"# How to run\n{SCRIPTS['fashion_commands']}\n"
     files: Files = {
         "README.txt": _fill(SCRIPTS["fashion"], {}),
@@ -173,10 +174,6 @@ def _single(folder: Path) -> Config:
     [member] = load_config(folder / "config.toml").members()
     seed = best_of(folder, networks).replica.seed
     return replace(member, train=replace(member.train, seeds=None, seed=seed))
-
-
-def _is_csv(config: Config) -> bool:
-    return config.data.name == "csv"
 
 
 def _portable(config: Config) -> Config:

@@ -26,12 +26,8 @@ from .idx import read_idx
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 GZIP = b"\x1f\x8b"
 CACHED = 2**20  # bytes: smaller files are read as fast as their cache
-LABELS = (
-    "label",
-    "class",
-    "target",
-    "prediction",
-)  # names of the column that is moved to the front
+# A column of one of these names is moved to the front.
+LABELS = ("label", "class", "target", "prediction")
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
 
 
