@@ -486,10 +486,9 @@ def lr_find(
 
     from . import experiment
     from . import lr_find as finder
-
-    result = finder.find(resolved, low, high, networks, steps, device)
     from .files import writing
 
+    result = finder.find(resolved, low, high, networks, steps, device)
     folder = out or experiment.new_folder(f"{resolved.name}-lr-find")
     with writing(f"--out {folder}"):
         finder.save(result, resolved.name, folder)
@@ -610,6 +609,7 @@ def evaluate(
     """
     from . import evaluation as evaluating
     from . import experiment
+    from .files import writing
 
     if predictions is not None or labels is not None:
         if predictions is None or labels is None or weights is not None:
@@ -632,8 +632,6 @@ def evaluate(
     name = path.parent.name if is_run else path.stem
     label = evaluated.data.replace(" ", "-")
     folder = out or (path.parent / label if is_run else Path("evaluation") / f"{name}-{label}")
-    from .files import writing
-
     with writing(f"--out {folder}"):
         evaluating.draw_evaluation(
             evaluation, evaluated.images, names, f"{name}, {evaluated.data} set", folder

@@ -15,7 +15,7 @@ from .config import Config, without_columns
 from .errors import InputError
 from .experiment import to_json
 from .files import write_csv, write_text, writing
-from .results import Trained, read_run
+from .results import Trained, by_label, mean_and_std, read_run
 
 COLUMNS = (
     *("run", "parameters", "n", "diverged", "part", "final_accuracy", "final_accuracy_std"),
@@ -34,9 +34,7 @@ def compare(folder: Path) -> dict[str, Any]:
     a finished run's folder: `rows`, one for each run with means and deviations over its seeds, and
     `findings`, a paragraph. Raises InputError."""
     networks = read_run(folder)
-    groups: dict[str, list[Trained]] = {}
-    for network in networks:
-        groups.setdefault(network.replica.label, []).append(network)
+    groups = by_label(networks)
     part = _common_part(networks, folder)
     rows = [_row(label, group, part) for label, group in groups.items()]
     where = ", ".join(dict.fromkeys(n.config.data.title for n in networks))
@@ -79,11 +77,9 @@ def _row(label: str, group: Sequence[Trained], part: str) -> dict[str, Any]:
         return row
 
     def put(name: str, values: list[float | None], spread: bool = True) -> None:
-        known = [value for value in values if value is not None]  # a loss may have no finite value
-        if known:
-            row[name] = statistics.fmean(known)
-        if spread and len(known) > 1:
-            row[f"{name}_std"] = statistics.stdev(known)
+        row[name], std = mean_and_std(values)  # a loss may have no finite value
+        if spread and std is not None:
+            row[f"{name}_std"] = std
 
     bests = [max(n.rows, key=lambda r: r[f"{part}_accuracy"] or 0) for n in alive]
     put("final_accuracy", [n.figures[f"{part}_accuracy"] for n in alive])

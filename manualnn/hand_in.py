@@ -17,7 +17,7 @@ from .errors import InputError
 from .evaluation import RUNS, runs_called
 from .files import PACKAGE, replacing, writing
 from .report import report
-from .results import best_of, read_run
+from .results import best_of, by_label, read_run
 from .sweep import write_predictions
 
 EXERCISES = {
@@ -92,7 +92,8 @@ def choose(exercise: str, runs: Sequence[Path] = ()) -> list[Path]:
     if not runs:
         for name, wanted in zip(names, (False, True), strict=True):
             found = runs_called(name, "metrics.json")
-            suits = [f for f in found if len(_labels(f)) == 1 and is_second(f) == wanted]
+            single = [folder for folder in found if len(by_label(read_run(folder))) == 1]
+            suits = [folder for folder in single if is_second(folder) == wanted]
             folders.append([*suits, *found, RUNS / name][0])
     for folder, name in zip(folders, names, strict=True):
         if not (folder / "metrics.json").is_file():
@@ -101,11 +102,6 @@ def choose(exercise: str, runs: Sequence[Path] = ()) -> list[Path]:
     if [is_second(folder) for folder in folders] != [False, True]:
         raise InputError(f"{folders[0]}, {folders[1]}: a hand-in has {first}, and {second}")
     return folders
-
-
-def _labels(folder: Path) -> set[str]:
-    """What the networks of a run are called, those that differ in their seed alone the same."""
-    return {network.replica.label for network in read_run(folder)}
 
 
 def _is_memorised(folder: Path) -> bool:
@@ -167,7 +163,7 @@ def _single(folder: Path) -> Config:
     """The config of a run's network; of several that differ in their seed alone, of the one in
     weights.pkl."""
     networks = read_run(folder)
-    if len(_labels(folder)) > 1:
+    if len(by_label(networks)) > 1:
         raise InputError(
             f"{folder}: holds {len(networks)} networks; hand in a run of one, or of its seeds"
         )

@@ -126,18 +126,19 @@ def outputs(loss: str, classes: int) -> int:
     return 1 if loss == "logistic" else classes
 
 
-def decide(logits: Tensor) -> Tensor:
+def decide(logits: Tensor, out: Tensor | None = None) -> Tensor:
     """The predicted class of each sample, (..., K) to (...): the largest logit; z > 0 for one."""
-    return (logits[..., 0] > 0).long() if logits.shape[-1] == 1 else logits.argmax(-1)
+    if out is None:
+        out = torch.empty(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+    if logits.shape[-1] == 1:
+        return torch.gt(logits[..., 0], 0, out=out)
+    return torch.argmax(logits, -1, out=out)
 
 
 def hits(logits: Tensor, targets: Tensor, workspace: Workspace) -> Tensor:
     """How many predictions of each replica are right, (R,) int64."""
     shape = logits.shape[:2]
-    if logits.shape[-1] == 1:
-        decided = torch.gt(logits[..., 0], 0, out=workspace.empty(shape, torch.bool))
-    else:
-        decided = torch.argmax(logits, -1, out=workspace.empty(shape, torch.int64))
+    decided = decide(logits, workspace.empty(shape, torch.int64))
     right = torch.eq(decided, targets, out=workspace.empty(shape, torch.bool))
     return torch.sum(right, 1, out=workspace.empty(shape[:1], torch.int64))
 

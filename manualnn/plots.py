@@ -131,7 +131,8 @@ def _values(lines: "Iterable[Line2D]") -> np.ndarray:
 
 
 def _finish(axes: "Axes", measure: str, lines: "Sequence[Line2D] | None" = None) -> None:
-    """Name the axes; that of accuracies is made for `lines`, by default all."""
+    """Name the axes; that of accuracies is made for `lines`, by default all, and then the legend
+    names curves that lie outside."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch")
@@ -139,6 +140,8 @@ def _finish(axes: "Axes", measure: str, lines: "Sequence[Line2D] | None" = None)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if measure == "accuracy":
         _fit_accuracies(axes, lines or axes.lines)
+    if lines is not None:
+        _name_the_unseen(axes, measure)
     _frame(axes, 8 if len(axes.lines) > 6 else None)
 
 
@@ -205,9 +208,8 @@ def draw_comparison(axes: "Axes", runs: Runs, measure: str, along: str, part: st
     values = _values(axes.lines)
     if measure == "loss" and len(values) and values.max() > 10 * values.min() > 0:
         axes.set_yscale("log")
-    _finish(axes, measure, learned)
     _cut_off_explosions(axes, measure)
-    _name_the_unseen(axes, measure)
+    _finish(axes, measure, learned)
     axes.set_xlabel(along if along == "epoch" else "training step")
     solid = NAMES[part] if part == "valid" else part
     axes.set_title(f"{measure}, solid: {solid}, dotted: train", fontsize=9)
@@ -222,7 +224,6 @@ def _name_the_unseen(axes: "Axes", measure: str) -> None:
             end = f"{values[-1]:.1f} %" if measure == "accuracy" else f"{values[-1]:.3g}"
             side = "below" if values.max() < low else "above" if values.min() > high else ""
             line.set_label(f"{label}: {end}, {side}" if side else label)
-    _frame(axes, 8 if len(axes.lines) > 6 else None)
 
 
 def _last_accuracy(networks: Sequence[Sequence[dict[str, Any]]], part: str) -> float:

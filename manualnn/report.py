@@ -5,7 +5,6 @@ Everything is drawn with matplotlib, from run folders; the confusion matrix is m
 
 import json
 import re
-import statistics
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from .files import package_version, replacing, writing
 from .layers import ChannelsLast, Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d
 from .network import Network, load_weights
 from .random_labels import read_networks
-from .results import Trained, best_of, read_run
+from .results import Trained, best_of, by_label, mean_and_std, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -339,11 +338,8 @@ def _measured(networks: Sequence[Trained]) -> list[str]:
 
 def _ranked(networks: Sequence[Trained]) -> list[tuple[str, list[Trained]]]:
     """The networks that differ in their seed alone, under their label, the best first."""
-    groups: dict[str, list[Trained]] = {}
-    for network in networks:
-        groups.setdefault(network.replica.label, []).append(network)
     by = (_measured(networks) or ["train"])[-1]
-    return sorted(groups.items(), key=lambda item: -_value(item[1], by))
+    return sorted(by_label(networks).items(), key=lambda item: -_value(item[1], by))
 
 
 def _short_names(groups: Sequence[tuple[str, list[Trained]]]) -> list[str]:
@@ -405,18 +401,17 @@ def _results(
 
 def _value(group: Sequence[Trained], part: str) -> float:
     alive = [n.figures[f"{part}_accuracy"] for n in group if not n.figures["diverged"]]
-    known = [value for value in alive if value is not None]
-    return statistics.fmean(known) if known else -1.0
+    mean, _ = mean_and_std(alive)
+    return -1.0 if mean is None else mean
 
 
 def _mean(group: Sequence[Trained], key: str, scale: float) -> str:
     alive = [n.figures[key] for n in group if not n.figures["diverged"]]
-    values = [value * scale for value in alive if value is not None]
-    if not values:
+    mean, std = mean_and_std([value * scale for value in alive if value is not None])
+    if mean is None:
         return "-" if alive else "diverged"
     digits = 2 if scale == 100 else 4
-    std = f"\u00b1{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{std}"
+    return f"{mean:.{digits}f}" + ("" if std is None else f"\u00b1{std:.{digits}f}")
 
 
 def _evaluation(page: "Figure", top: float, evaluated: Evaluated, height: float) -> None:

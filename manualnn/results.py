@@ -2,6 +2,8 @@
 
 import csv
 import json
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,23 @@ def read_run(folder: Path) -> list[Trained]:
         own = [row for row in rows if (row["run"], row["seed"]) == key]
         networks.append(Trained(figures, own, replica, config))
     return networks
+
+
+def by_label(networks: Sequence[Trained]) -> dict[str, list[Trained]]:
+    """The networks that differ in their seed alone, under what they are called."""
+    groups: dict[str, list[Trained]] = {}
+    for network in networks:
+        groups.setdefault(network.replica.label, []).append(network)
+    return groups
+
+
+def mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation of the values that were measured; None without enough."""
+    known = [value for value in values if value is not None]
+    return (
+        statistics.fmean(known) if known else None,
+        statistics.stdev(known) if len(known) > 1 else None,
+    )
 
 
 def best_of(folder: Path, networks: list[Trained]) -> Trained:

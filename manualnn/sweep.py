@@ -20,7 +20,7 @@ from .errors import InputError
 from .evaluation import predict_file, prediction_lines
 from .experiment import Run, to_json
 from .files import write_csv, write_text, writing
-from .results import Trained, read_run
+from .results import Trained, by_label, mean_and_std, read_run
 
 MAPPED = 4  # factors whose pairs have a heat map
 
@@ -119,9 +119,7 @@ def _draw(
 def read_points(folder: Path, config: Config) -> list[Point]:
     """The combinations in a finished sweep's folder, the best validation accuracy first."""
     names, runs = config.factors(), config.expand().members()
-    networks: dict[str, list[Trained]] = {}
-    for network in read_run(folder):
-        networks.setdefault(network.replica.label, []).append(network)
+    networks = by_label(read_run(folder))
     if set(networks) != {run.label for run in runs}:
         raise InputError(f"{folder}: holds another sweep than that of {config.name}")
     points = [
@@ -141,19 +139,17 @@ def _order(point: Point) -> tuple[bool, float, float]:
 
 def _point(label: str, values: dict[str, Any], networks: list[Trained]) -> Point:
     alive = [network for network in networks if not network.figures["diverged"]]
-    found = [network.figures["valid_accuracy"] for network in alive]
-
-    def mean(key: str) -> float | None:
-        known = [n.figures[key] for n in alive if n.figures[key] is not None]
-        return statistics.fmean(known) if known else None
-
+    (accuracy, std), (loss, _), (train_accuracy, _) = (
+        mean_and_std([network.figures[key] for network in alive])
+        for key in ("valid_accuracy", "valid_loss", "train_accuracy")
+    )
     return Point(
         label,
         values,
-        mean("valid_accuracy"),
-        statistics.stdev(found) if len(found) > 1 else None,
-        mean("valid_loss"),
-        mean("train_accuracy"),
+        accuracy,
+        std,
+        loss,
+        train_accuracy,
         len(networks) - len(alive),
         [network.rows for network in networks],
     )
@@ -180,11 +176,12 @@ def _margin(points: Sequence[Point], name: str, values: Sequence[Any]) -> list[d
     for value in values:
         having = [point for point in points if point.values[name] == value]
         found = [point.accuracy for point in having if point.accuracy is not None]
+        mean, std = mean_and_std(found)
         levels.append(
             {
                 "value": value,
-                "mean": statistics.fmean(found) if found else None,
-                "std": statistics.stdev(found) if len(found) > 1 else None,
+                "mean": mean,
+                "std": std,
                 "best": max(found, default=None),
                 "n": len(found),
                 "diverged": len(having) - len(found),
