@@ -160,6 +160,11 @@ class Replica:
     corruption: float
     drop_rates: tuple[Any, ...]
 
+    @property
+    def plain(self) -> bool:
+        """Whether a step needs the gradient for nothing but to subtract a multiple of it."""
+        return self.momentum == self.l1 == self.l2 == 0
+
 
 @dataclass(frozen=True)
 class Population:
@@ -236,13 +241,17 @@ class Config:
         return replicas
 
     def populations(self) -> list[Population]:
-        """All networks, those that differ in columns alone together, in the order of the runs."""
-        groups: dict[str, Population] = {}
+        """All networks, those that differ in columns alone together, in the order of the runs.
+
+        Plain gradient descent takes steps of its own, so that its networks stay among themselves.
+        """
+        groups: dict[tuple[str, bool], Population] = {}
         for member in self.members():
-            key = repr(without_columns(member))
-            before = groups[key].replicas if key in groups else ()
-            first = groups[key].config if key in groups else member
-            groups[key] = Population(first, (*before, *member.replicas()))
+            same = repr(without_columns(member))
+            for replica in member.replicas():
+                key = (same, replica.plain)
+                before = groups.get(key, Population(member, ()))
+                groups[key] = replace(before, replicas=(*before.replicas, replica))
         names = [(r.label, r.seed) for group in groups.values() for r in group.replicas]
         if twice := [name for name in names if names.count(name) > 1]:
             raise InputError(f"{self.name}: two networks are called {twice[0][0]!r}")

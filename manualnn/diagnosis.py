@@ -40,7 +40,7 @@ def diagnose(
     overwrite `grads`; weights far above their `initial` norms; ReLUs that are 0 on all of x."""
     workspace.begin(("diagnose", network.replicas, len(x)))
     logits, caches = network.forward(x.expand(network.replicas, *x.shape), workspace)
-    _, dlogits = loss(logits, y, workspace)
+    dlogits = loss.gradient(logits, y, workspace)
     network.backward(dlogits, caches, grads, workspace)
     return [*_gradients(network, grads, initial), *_dead_units(network, caches)]
 

@@ -2,8 +2,10 @@
 
 Each layer has `build(shape)`, which maps the shape of ONE example to the output's and names its
 parameters; `forward(params, x, workspace) -> y, cache`; and
-`backward(params, grads, cache, dy, workspace, need_dx=True) -> dx`, which overwrites the views of
-`grads`. Nothing survives a call but what it returns, valid until the workspace begins anew.
+`backward(params, grads, cache, dy, workspace, need_dx=True, beta=0) -> dx`, which makes the views
+of `grads` beta times themselves plus the gradient. With beta = 0 it overwrites them; with beta = 1
+they may be `params` themselves, a step of gradient descent where dy carries -learning_rate, for dx
+comes first. Nothing survives a call but what it returns, valid until the workspace begins anew.
 
 Shapes: R replicas, B samples of a batch; x is (R, B, ...), dy has the shape of y. `d` + name is the
 derivative of the loss with respect to name.
@@ -52,6 +54,7 @@ class Layer(Protocol):
         dy: Tensor,
         workspace: Workspace,
         need_dx: bool = True,
+        beta: int = 0,
     ) -> Tensor | None: ...
 
 
@@ -80,15 +83,14 @@ class Linear:
         dy: Tensor,
         workspace: Workspace,
         need_dx: bool = True,
+        beta: int = 0,
     ) -> Tensor | None:
-        x = cache
-        replicas, batch = dy.shape[:2]
-        product(x.transpose(1, 2), dy, grads["weight"])
-        ones = workspace.ones(1, 1, batch).expand(replicas, 1, batch)
-        product(ones, dy, grads["bias"].unsqueeze(1))
-        if not need_dx:
-            return None
-        return product(dy, params["weight"].transpose(1, 2), workspace.empty(x.shape))
+        x, dx = cache, None
+        if need_dx:
+            dx = product(dy, params["weight"].transpose(1, 2), workspace.empty(x.shape))
+        product(x.transpose(1, 2), dy, grads["weight"], beta)
+        product(_ones(dy, workspace), dy, grads["bias"].unsqueeze(1), beta)
+        return dx
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class ChannelsLast:
         dy: Tensor,
         workspace: Workspace,
         need_dx: bool = True,
+        beta: int = 0,
     ) -> Tensor | None:
         return dy.movedim(-1, 2)
 
@@ -140,6 +143,7 @@ class Flatten:
         dy: Tensor,
         workspace: Workspace,
         need_dx: bool = True,
+        beta: int = 0,
     ) -> Tensor | None:
         dx = dy.view(cache)
         if not self.channels_last:
@@ -206,23 +210,32 @@ class Conv2d:
         dy: Tensor,
         workspace: Workspace,
         need_dx: bool = True,
+        beta: int = 0,
     ) -> Tensor | None:
         patches, shape = cache
-        rows = _rows(dy, 1)
-        product(patches.transpose(1, 2), rows, grads["weight"])
-        ones = workspace.ones(1, 1, rows.shape[1]).expand(len(rows), 1, rows.shape[1])
-        product(ones, rows, grads["bias"].unsqueeze(1))
-        if not need_dx:
-            return None
-        dpatches = workspace.empty((*dy.shape[:4], *self.kernel, shape[-1]))
-        product(rows, params["weight"].transpose(1, 2), _rows(dpatches, 3))
+        rows, dx = _rows(dy, 1), None
+        if need_dx:
+            dpatches = workspace.empty((*dy.shape[:4], *self.kernel, shape[-1]))
+            product(rows, params["weight"].transpose(1, 2), _rows(dpatches, 3))
+            dx = self._sum_patches(dpatches, shape, workspace)
+        product(patches.transpose(1, 2), rows, grads["weight"], beta)
+        product(_ones(rows, workspace), rows, grads["bias"].unsqueeze(1), beta)
+        return dx
+
+    def _sum_patches(self, dpatches: Tensor, shape: torch.Size, workspace: Workspace) -> Tensor:
+        """dx of `shape`: of dpatches (R, B, H', W', kh, kw, C) all entries of each pixel."""
         dx = workspace.empty(shape).zero_()
         for i in range(self.kernel[0]):
             for j in range(self.kernel[1]):
                 (h, out_h), (w, out_w) = (
                     _overlap(offset - p, s, size, out)
                     for offset, p, s, size, out in zip(
-                        (i, j), self.padding, self.stride, shape[2:4], dy.shape[2:4], strict=True
+                        (i, j),
+                        self.padding,
+                        self.stride,
+                        shape[2:4],
+                        dpatches.shape[2:4],
+                        strict=True,
                     )
                 )
                 dx[:, :, h, w].add_(dpatches[:, :, out_h, out_w, i, j])
@@ -235,6 +248,11 @@ class Conv2d:
     def from_torch(self, weight: Tensor) -> Tensor:
         """The inverse of `to_torch`."""
         return weight.permute(2, 3, 1, 0).reshape(-1, self.channels)
+
+
+def _ones(dy: Tensor, workspace: Workspace) -> Tensor:
+    """(R, 1, n), whose product with dy (R, n, K) is the sum over the samples."""
+    return workspace.ones(1, 1, dy.shape[1]).expand(len(dy), 1, dy.shape[1])
 
 
 def _patches(windows: Tensor, workspace: Workspace) -> Tensor:
@@ -296,6 +314,7 @@ class MaxPool2d:
         dy: Tensor,
         workspace: Workspace,
         need_dx: bool = True,
+        beta: int = 0,
     ) -> Tensor | None:
         x, y = cache
         dx = workspace.empty(x.shape)
@@ -341,6 +360,7 @@ class ReLU(_Elementwise):
         dy: Tensor,
         workspace: Workspace,
         need_dx: bool = True,
+        beta: int = 0,
     ) -> Tensor | None:
         y = cache
         dx = torch.sign(y, out=workspace.empty(y.shape))  # y >= 0, so this is 1 where x > 0, else 0
@@ -369,6 +389,7 @@ class Tanh(_Elementwise):
         dy: Tensor,
         workspace: Workspace,
         need_dx: bool = True,
+        beta: int = 0,
     ) -> Tensor | None:
         y = cache
         dx = torch.mul(y, y, out=workspace.empty(y.shape)).mul_(dy)
@@ -392,6 +413,7 @@ class Sigmoid(_Elementwise):
         dy: Tensor,
         workspace: Workspace,
         need_dx: bool = True,
+        beta: int = 0,
     ) -> Tensor | None:
         y = cache
         dx = torch.mul(y, y, out=workspace.empty(y.shape))
@@ -427,6 +449,7 @@ class Dropout(_Elementwise):
         dy: Tensor,
         workspace: Workspace,
         need_dx: bool = True,
+        beta: int = 0,
     ) -> Tensor | None:
         mask = cache
         return dy if mask is None else torch.mul(dy, mask, out=workspace.empty(dy.shape))

@@ -1,17 +1,17 @@
-"""Losses: from logits and targets to each replica's loss and the gradient at the logits, together.
+"""Losses: of logits and targets each replica's `value` (R,) and the `gradient` at the logits.
 
-Softmax and sigmoid are fused into their losses, so that nothing overflows. Every loss is called as
-`loss(logits, targets, workspace, label_smoothing=0, count=None)` and gives `loss (R,), dlogits
-(R, B, K)`; targets are class indices. `count` is the number of samples of the global batch, the
-divisor (default B).
+Softmax and sigmoid are fused into their losses, so that nothing overflows. Targets are class
+indices. `count` is the number of samples of the global batch, the divisor (default B). Called, a
+loss gives both; a training step needs only the gradient, evaluation only the value.
 
 Label smoothing e (Szegedy et al. 2016) replaces the one-hot target t by (1 - e) t + e / K in the
-gradient. The loss that is returned is always the one against the true t: like a penalty, smoothing
-changes what is learned, not what is reported, so training and evaluation stay comparable.
+gradient. The value is always the one against the true t: like a penalty, smoothing changes what is
+learned, not what is reported, so training and evaluation stay comparable.
 
 Shapes: R replicas, B samples, K outputs; logits (R, B, K), targets (R, B) or (1, B) int64.
 """
 
+import math
 from typing import Protocol
 
 import torch
@@ -20,8 +20,24 @@ from torch import Tensor
 from .workspace import Workspace
 
 
+LOG2_E = 1 / math.log(2)
+
+
 class Loss(Protocol):
-    """The signature of every loss; see the module's docstring."""
+    """What every loss offers; see the module's docstring."""
+
+    def value(
+        self, logits: Tensor, targets: Tensor, workspace: Workspace, count: int | None = None
+    ) -> Tensor: ...
+
+    def gradient(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        workspace: Workspace,
+        label_smoothing: float = 0.0,
+        count: int | None = None,
+    ) -> Tensor: ...
 
     def __call__(
         self,
@@ -30,94 +46,135 @@ class Loss(Protocol):
         workspace: Workspace,
         label_smoothing: float = 0.0,
         count: int | None = None,
-    ) -> tuple[Tensor, Tensor]: ...
+    ) -> tuple[Tensor, Tensor]:
+        return (
+            self.value(logits, targets, workspace, count),
+            self.gradient(logits, targets, workspace, label_smoothing, count),
+        )
 
 
-def cross_entropy(
-    logits: Tensor,
-    targets: Tensor,
-    workspace: Workspace,
-    label_smoothing: float = 0.0,
-    count: int | None = None,
-) -> tuple[Tensor, Tensor]:
+class CrossEntropy(Loss):
     """L = -1/B sum_bk t_bk log softmax(z)_bk;  dz = (softmax(z) - t) / B.
 
     The softmax Jacobian diag(p) - p p^T and the derivative -t/p of the logarithm cancel to p - t
-    (Bishop 2006, eq. 4.109), as the targets of a sample sum to 1.
+    (Bishop 2006, eq. 4.109), as the targets of a sample sum to 1. log p = z' - log sum exp z' with
+    z' = z - max z, whose largest exponent is 0.
     """
-    t = _one_hot(logits, targets, workspace)
-    log_p, p = _log_softmax(logits, workspace)
-    count = count or logits.shape[1]
-    loss = _total(log_p.mul_(t), workspace).div_(-count)
-    return loss, p.sub_(_smooth(t, label_smoothing)).div_(count)
+
+    def value(
+        self, logits: Tensor, targets: Tensor, workspace: Workspace, count: int | None = None
+    ) -> Tensor:
+        shifted, _, total = _exponentials(logits, workspace)
+        log_p = workspace.empty(total.shape)  # of the target
+        torch.gather(shifted, 2, _index(targets, total), out=log_p).sub_(total.log_())
+        return _total(log_p, workspace).div_(-(count or logits.shape[1]))
+
+    def gradient(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        workspace: Workspace,
+        label_smoothing: float = 0.0,
+        count: int | None = None,
+    ) -> Tensor:
+        dlogits = _softmax(logits, workspace)
+        _subtract_targets(dlogits, targets, label_smoothing)
+        return dlogits.mul_(_number(1 / (count or logits.shape[1]), workspace))
 
 
-def squared_error(
-    logits: Tensor,
-    targets: Tensor,
-    workspace: Workspace,
-    label_smoothing: float = 0.0,
-    count: int | None = None,
-) -> tuple[Tensor, Tensor]:
+class SquaredError(Loss):
     """Linear outputs against one-hot: L = 1/(B K) sum_bk (z_bk - t_bk)^2;  dz = 2 (z - t)/(B K)."""
-    t = _one_hot(logits, targets, workspace)
-    divisor = (count or logits.shape[1]) * logits.shape[2]
-    difference = torch.sub(logits, t, out=workspace.empty(logits.shape))
-    loss = _total(difference.mul_(difference), workspace).div_(divisor)
-    dlogits = torch.sub(logits, _smooth(t, label_smoothing), out=difference)
-    return loss, dlogits.mul_(2 / divisor)
+
+    def value(
+        self, logits: Tensor, targets: Tensor, workspace: Workspace, count: int | None = None
+    ) -> Tensor:
+        difference = workspace.empty(logits.shape).copy_(logits)
+        _subtract_targets(difference, targets)
+        divisor = (count or logits.shape[1]) * logits.shape[2]
+        return _total(difference.mul_(difference), workspace).div_(divisor)
+
+    def gradient(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        workspace: Workspace,
+        label_smoothing: float = 0.0,
+        count: int | None = None,
+    ) -> Tensor:
+        dlogits = workspace.empty(logits.shape).copy_(logits)
+        _subtract_targets(dlogits, targets, label_smoothing)
+        divisor = (count or logits.shape[1]) * logits.shape[2]
+        return dlogits.mul_(_number(2 / divisor, workspace))
 
 
-def softmax_squared_error(
-    logits: Tensor,
-    targets: Tensor,
-    workspace: Workspace,
-    label_smoothing: float = 0.0,
-    count: int | None = None,
-) -> tuple[Tensor, Tensor]:
+class SoftmaxSquaredError(Loss):
     """Softmax outputs p against one-hot: L = 1/(B K) sum_bk (p_bk - t_bk)^2.
 
     With g = dL/dp = 2 (p - t) / (B K) and dp_k/dz_j = p_k (delta_kj - p_j), the full Jacobian:
     dz_j = p_j (g_j - sum_k g_k p_k).
     """
-    t = _one_hot(logits, targets, workspace)
-    _, p = _log_softmax(logits, workspace)
-    divisor = (count or logits.shape[1]) * logits.shape[2]
-    products = torch.sub(p, t, out=workspace.empty(logits.shape))
-    loss = _total(products.mul_(products), workspace).div_(divisor)
-    g = torch.sub(p, _smooth(t, label_smoothing), out=t).mul_(2 / divisor)
-    torch.mul(g, p, out=products)
-    inner = torch.sum(products, -1, keepdim=True, out=workspace.empty((*logits.shape[:2], 1)))
-    return loss, g.sub_(inner).mul_(p)
+
+    def value(
+        self, logits: Tensor, targets: Tensor, workspace: Workspace, count: int | None = None
+    ) -> Tensor:
+        difference = _softmax(logits, workspace)
+        _subtract_targets(difference, targets)
+        divisor = (count or logits.shape[1]) * logits.shape[2]
+        return _total(difference.mul_(difference), workspace).div_(divisor)
+
+    def gradient(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        workspace: Workspace,
+        label_smoothing: float = 0.0,
+        count: int | None = None,
+    ) -> Tensor:
+        p = _softmax(logits, workspace)
+        g = workspace.empty(p.shape).copy_(p)
+        _subtract_targets(g, targets, label_smoothing)
+        divisor = (count or logits.shape[1]) * logits.shape[2]
+        g.mul_(_number(2 / divisor, workspace))
+        products = torch.mul(g, p, out=workspace.empty(p.shape))
+        inner = torch.sum(products, -1, keepdim=True, out=workspace.empty((*p.shape[:2], 1)))
+        return g.sub_(inner).mul_(p)
 
 
-def logistic(
-    logits: Tensor,
-    targets: Tensor,
-    workspace: Workspace,
-    label_smoothing: float = 0.0,
-    count: int | None = None,
-) -> tuple[Tensor, Tensor]:
+class Logistic(Loss):
     """Binary, one logit z (K = 1), y in {0, 1}: L = 1/B sum_b max(z, 0) - z y + log(1 + exp(-|z|)).
 
     That is -y log s - (1 - y) log(1 - s) with s = 1 / (1 + exp(-z)), exact for any z;
     dz = (s - y) / B.
     """
-    count = count or logits.shape[1]
-    y = workspace.empty(logits.shape).copy_(targets.unsqueeze(-1))
-    terms = torch.abs(logits, out=workspace.empty(logits.shape)).neg_().exp_().log1p_()
-    terms.addcmul_(logits, y, value=-1)
-    terms.add_(torch.clamp(logits, min=0, out=workspace.empty(logits.shape)))
-    s = torch.neg(logits, out=workspace.empty(logits.shape)).exp_().add_(1).reciprocal_()
-    y.mul_(1 - label_smoothing).add_(label_smoothing / 2)  # K = 2 classes here
-    return _total(terms, workspace).div_(count), s.sub_(y).div_(count)
+
+    def value(
+        self, logits: Tensor, targets: Tensor, workspace: Workspace, count: int | None = None
+    ) -> Tensor:
+        y = workspace.empty(logits.shape).copy_(targets.unsqueeze(-1))
+        terms = torch.abs(logits, out=workspace.empty(logits.shape)).neg_().exp_().log1p_()
+        terms.addcmul_(logits, y, value=-1)
+        terms.add_(torch.clamp(logits, min=0, out=y))
+        return _total(terms, workspace).div_(count or logits.shape[1])
+
+    def gradient(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        workspace: Workspace,
+        label_smoothing: float = 0.0,
+        count: int | None = None,
+    ) -> Tensor:
+        y = workspace.empty(logits.shape).copy_(targets.unsqueeze(-1))
+        s = torch.neg(logits, out=workspace.empty(logits.shape)).exp_().add_(1).reciprocal_()
+        y.mul_(1 - label_smoothing).add_(label_smoothing / 2)  # K = 2 classes here
+        return s.sub_(y).div_(count or logits.shape[1])
 
 
 LOSSES: dict[str, Loss] = {
-    "cross_entropy": cross_entropy,
-    "squared_error": squared_error,
-    "softmax_squared_error": softmax_squared_error,
-    "logistic": logistic,
+    "cross_entropy": CrossEntropy(),
+    "squared_error": SquaredError(),
+    "softmax_squared_error": SoftmaxSquaredError(),
+    "logistic": Logistic(),
 }
 
 
@@ -138,7 +195,9 @@ def decide(logits: Tensor, out: Tensor | None = None) -> Tensor:
 def hits(logits: Tensor, targets: Tensor, workspace: Workspace) -> Tensor:
     """How many predictions of each replica are right, (R,) int64."""
     shape = logits.shape[:2]
-    decided = decide(logits, workspace.empty(shape, torch.int64))
+    # Narrow logits lie class by class, which argmax is slow on.
+    rows = workspace.empty((len(logits), logits[0].numel())).view(logits.shape).copy_(logits)
+    decided = decide(rows, workspace.empty(shape, torch.int64))
     right = torch.eq(decided, targets, out=workspace.empty(shape, torch.bool))
     return torch.sum(right, 1, out=workspace.empty(shape[:1], torch.int64))
 
@@ -151,28 +210,40 @@ def probabilities(logits: Tensor) -> Tensor:
     return p.div_(p.sum(-1, keepdim=True))
 
 
-def _one_hot(logits: Tensor, targets: Tensor, workspace: Workspace) -> Tensor:
-    """t (R, B, K): 1 at the target, 0 elsewhere."""
-    t = workspace.empty(logits.shape).zero_()
-    return t.scatter_(2, targets.unsqueeze(-1).expand(*logits.shape[:2], 1), 1)
-
-
-def _smooth(t: Tensor, smoothing: float) -> Tensor:
-    """(1 - e) t + e / K, in place."""
-    return t.mul_(1 - smoothing).add_(smoothing / t.shape[2]) if smoothing else t
-
-
 def _total(terms: Tensor, workspace: Workspace) -> Tensor:
     """(R, B, K) to (R,), in two sums: their order then does not depend on R."""
     rows = torch.sum(terms, -1, out=workspace.empty(terms.shape[:2]))
     return torch.sum(rows, -1, out=workspace.empty(terms.shape[:1]))
 
 
-def _log_softmax(logits: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
-    """log p = z - max z - log sum exp(z - max z), and p. The shift makes the largest exponent 0."""
-    top = torch.amax(logits, -1, keepdim=True, out=workspace.empty((*logits.shape[:2], 1)))
-    log_p = torch.sub(logits, top, out=workspace.empty(logits.shape))
-    p = torch.exp(log_p, out=workspace.empty(logits.shape))
-    total = torch.sum(p, -1, keepdim=True, out=top)
-    p.div_(total)
-    return log_p.sub_(total.log_()), p
+def _index(targets: Tensor, like: Tensor) -> Tensor:
+    """targets (R or 1, B) as indices (R, B, 1) into the classes of `like` (R, B, K)."""
+    return targets.unsqueeze(-1).expand(*like.shape[:2], 1)
+
+
+def _number(value: float, workspace: Workspace) -> Tensor:
+    """A constant as a tensor (): an operation with one takes half the time of one with a float."""
+    return workspace.constant(value, lambda: torch.tensor(value, dtype=workspace.dtype))
+
+
+def _subtract_targets(x: Tensor, targets: Tensor, smoothing: float = 0.0) -> None:
+    """x - t in place, with t smoothed; t itself is not made."""
+    if smoothing:
+        x.sub_(smoothing / x.shape[2])
+    x.scatter_(2, _index(targets, x), smoothing - 1, reduce="add")
+
+
+def _exponentials(logits: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor, Tensor]:
+    """z' = z - max z, exp z', and its sum over the classes, (R, B, 1)."""
+    total = torch.amax(logits, -1, keepdim=True, out=workspace.empty((*logits.shape[:2], 1)))
+    shifted = torch.sub(logits, total, out=workspace.empty(logits.shape))
+    # As a power of 2: torch's exp has one thread, and a slow path for numbers far below 0.
+    exponentials = torch.mul(shifted, _number(LOG2_E, workspace), out=workspace.empty(logits.shape))
+    exponentials.exp2_()
+    return shifted, exponentials, torch.sum(exponentials, -1, keepdim=True, out=total)
+
+
+def _softmax(logits: Tensor, workspace: Workspace) -> Tensor:
+    """p = exp z' / sum exp z'."""
+    _, p, total = _exponentials(logits, workspace)
+    return p.div_(total)

@@ -95,17 +95,17 @@ class Network:
         he: N(0, 2 / fan_in) (He et al. 2015, eq. 10); xavier: N(0, 2 / (fan_in + fan_out)) (Glorot
         and Bengio 2010, eq. 12).
         """
-        for row, seed in zip(self.theta, seeds, strict=True):
+        for r, seed in zip(range(self.replicas), seeds, strict=True):
             draw = generator(seed, INIT_STREAM)
             for slot in self.layout.slots:
-                part = row[slot.offset : slot.offset + slot.size]
+                part = self.params[slot.layer][slot.name][r]
                 if slot.name == "bias":
                     part.zero_()
                     continue
                 fan_in, fan_out = slot.shape
                 std = math.sqrt(2 / (fan_in if init == "he" else fan_in + fan_out))
                 # Drawn in float64 so that fp32 and fp64 runs start from the same numbers.
-                part.copy_(torch.randn(slot.size, generator=draw, dtype=torch.float64) * std)
+                part.copy_(torch.randn(slot.shape, generator=draw, dtype=torch.float64) * std)
 
     def forward(self, x: Tensor, workspace: Workspace) -> tuple[Tensor, list[Any]]:
         """Logits (R, B, K) of x (R, B, ...), and what backward needs."""
@@ -122,13 +122,16 @@ class Network:
         grads: list[dict[str, Tensor]],
         workspace: Workspace,
         need_dx: bool = False,
+        beta: int = 0,
     ) -> Tensor | None:
-        """Overwrite the views `grads` with the gradient; the gradient at x, if asked for."""
+        """Make the views `grads` beta times themselves plus the gradient; the gradient at x, if
+        asked for."""
         dy: Tensor | None = dlogits
         for i in range(len(self.layers) - 1, -1 if need_dx else self.first - 1, -1):
             assert dy is not None
+            wanted = need_dx or i > self.first
             dy = self.layers[i].backward(
-                self.params[i], grads[i], caches[i], dy, workspace, need_dx or i > self.first
+                self.params[i], grads[i], caches[i], dy, workspace, wanted, beta
             )
         return dy
 

@@ -5,6 +5,9 @@ layer sees only its own views. Every parameter starts at a multiple of ALIGN ele
 between: the kernels behind a matrix product choose their order of summation by the alignment of
 their operands, and replica r of a population shall get the bits of a single network.
 
+A matrix of fewer than ALIGN columns lies in memory column by column: products and sums of rows that
+narrow would leave most of a register empty, as in a last layer of ten classes.
+
 Shapes: R replicas, P columns (the parameters of one network and the zeros between them).
 """
 
@@ -22,6 +25,13 @@ Views = dict[str, Tensor]
 def aligned(size: int) -> int:
     """`size` rounded up to a multiple of ALIGN."""
     return -(-size // ALIGN) * ALIGN
+
+
+def arrange(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`flat` (R, n) as (R, *shape) without a copy, narrow matrices column by column."""
+    if len(shape) == 2 and 1 < shape[1] < ALIGN:
+        return flat.view(len(flat), *shape[::-1]).transpose(1, 2)
+    return flat.view(len(flat), *shape)
 
 
 @dataclass(frozen=True)
@@ -70,9 +80,12 @@ class Layout:
         """For each layer its named views of `buffer` (R, P), each of shape (R, *shape)."""
         views: list[Views] = [{} for _ in range(self.layers)]
         for slot in self.slots:
-            row = buffer[:, slot.offset : slot.offset + slot.size]
-            views[slot.layer][slot.name] = row.view(len(buffer), *slot.shape)
+            views[slot.layer][slot.name] = self.view(buffer, slot)
         return views
+
+    def view(self, buffer: Tensor, slot: Slot) -> Tensor:
+        """The part of `buffer` (R, P) that is one parameter, (R, *shape)."""
+        return arrange(buffer[:, slot.offset : slot.offset + slot.size], slot.shape)
 
     def weight_mask(self) -> Tensor:
         """(P,) float64: 1 for weights, 0 for biases, which penalties leave alone."""
@@ -91,8 +104,8 @@ class Layout:
 
     def to_dict(self, row: Tensor) -> dict[str, Tensor]:
         """Named CPU copies of one network's row (P,): saving a view would save its whole buffer."""
-        row = row.detach().cpu()
+        row = row.detach().cpu().unsqueeze(0)
         return {
-            key: row[slot.offset : slot.offset + slot.size].view(slot.shape).clone()
+            key: self.view(row, slot)[0].clone(memory_format=torch.contiguous_format)
             for key, slot in zip(self.keys(), self.slots, strict=True)
         }

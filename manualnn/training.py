@@ -17,10 +17,14 @@ from .capture import Recording
 from .config import Replica, Train
 from .data import Prepared, Samples
 from .errors import InputError
-from .losses import LOSSES, hits, outputs
+from .losses import LOSSES, Loss, hits, outputs
 from .network import Network
 from .optimizers import SGD, Adam, Optimizer, Penalty, schedule
 from .workspace import Noise, Workspace, generator, mix
+
+# Probabilities of fitted samples fall below 1e-38, and products of such numbers take many times as
+# long. Set before there are threads, which have it from the one that starts them.
+torch.set_flush_denormal(True)
 
 ORDER_STREAM, DROPOUT_STREAM = 0x0D01, 0xD120
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
@@ -66,6 +70,104 @@ class Note:
 
 
 Event = Progress | Note | list[Record]
+
+
+class Tally:
+    """Sums of the losses and of the hits over the batches of an epoch.
+
+    A step only leaves its logits here. They are measured together, some steps' at a time: a dozen
+    small operations for each would take as long as a good part of its products.
+    """
+
+    STEPS, NUMBERS = 16, 2**18  # together: so many steps at most, so many logits of one network
+
+    def __init__(self, loss: Loss, replicas: int, workspace: Workspace) -> None:
+        self.loss, self.workspace = loss, workspace
+        self._totals = torch.zeros(2, replicas, dtype=torch.float64, device=workspace.device)
+        self._room: dict[int, list[tuple[Tensor, Tensor]]] = {}  # for each batch size
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # the same as wholes
+        self._count = self._size = 0  # steps kept, and their batch size
+
+    def clear(self) -> None:
+        """Begin a new epoch."""
+        self._count = 0
+        self._totals.zero_()
+
+    def add(self, logits: Tensor, y: Tensor) -> None:
+        """Keep the logits (R, B, K) and targets (R or 1, B) of a step."""
+        size = logits.shape[1]
+        if size != self._size:
+            self.totals()
+            self._size = size
+            if size not in self._room:
+                self._make_room(logits, y)
+        room = self._room[size]
+        kept_logits, kept_y = room[self._count]
+        kept_logits.copy_(logits)
+        kept_y.copy_(y)
+        self._count += 1
+        if self._count == len(room):
+            self._measure()
+
+    def totals(self) -> Tensor:
+        """(2, R) float64: the sum over the samples of the loss, and how many were decided right."""
+        if self._count:
+            self._measure()
+        return self._totals
+
+    def _make_room(self, logits: Tensor, y: Tensor) -> None:
+        replicas, size, outputs = logits.shape
+        steps = max(1, min(self.STEPS, self.NUMBERS // (size * outputs)))
+        self.workspace.begin(("tally", size))
+        logits = self.workspace.empty((replicas, steps * size, outputs))
+        y = self.workspace.empty((len(y), steps * size), torch.int64)
+        self._kept[size] = logits, y
+        parts = [slice(i * size, (i + 1) * size) for i in range(steps)]
+        self._room[size] = [(logits[:, part], y[:, part]) for part in parts]
+
+    @torch.inference_mode()
+    def _measure(self) -> None:
+        rows = self._count * self._size
+        logits, y = (kept[:, :rows] for kept in self._kept[self._size])
+        self.workspace.begin(("measure", rows))
+        measure(self.loss, logits, y, self.workspace, self._totals)
+        self._count = 0
+
+
+def measure(loss: Loss, logits: Tensor, y: Tensor, workspace: Workspace, totals: Tensor) -> None:
+    """Add to `totals` (2, R) the sum of the losses of logits (R, B, K), and their hits."""
+    totals[0].add_(loss.value(logits, y, workspace), alpha=logits.shape[1])
+    totals[1].add_(hits(logits, y, workspace))
+
+
+@dataclass
+class Batch:
+    """What the steps on batches of one size share: the buffers x (R or 1, B, ...) and y (R or 1, B)
+    that samples are copied to, the logits, and the recorded step."""
+
+    x: Tensor
+    y: Tensor
+    logits: Tensor | None = None
+    recording: Recording | None = None
+
+    @classmethod
+    def like(cls, index: Tensor, data: Prepared) -> "Batch":
+        """For the samples `index` (R or 1, B)."""
+        with torch.inference_mode(False):
+            x = data.train.x.new_empty((*index.shape, *data.shape))
+            rows = max(len(index), len(data.train.targets))
+            return cls(x, data.train.y.new_empty((rows, index.shape[1])))
+
+    def gather(self, index: Tensor, data: Prepared) -> None:
+        """Copy the samples `index` (R or 1, B) to the buffers."""
+        for out, chosen in zip(self.x, index, strict=True):
+            torch.index_select(data.train.x, 0, chosen, out=out)
+        labels = data.train.targets
+        if len(labels) < len(index):
+            labels = labels.expand(len(index), -1)
+        elif len(index) < len(labels):
+            index = index.expand(self.y.shape)
+        torch.gather(labels, 1, index, out=self.y)
 
 
 class Training:
@@ -124,9 +226,12 @@ class Training:
         self.noise_seeds = torch.tensor(
             [[mix(replica.seed, DROPOUT_STREAM)] for replica in replicas], device=theta.device
         )
-        self._seen: set[int] = set()
-        self._recorded: dict[int, Recording] = {}  # of each batch size
-        self.totals = torch.zeros(2, len(replicas), dtype=torch.float64, device=theta.device)
+        self._batches: dict[int, Batch] = {}  # of each size
+        # Plain gradient descent goes into the products: W += x^T (-learning_rate dy).
+        self.plain = settings.optimizer.name == "sgd" and all(r.plain for r in replicas)
+        self._negative_rate = -self.rate.unsqueeze(2)
+        self._fraction = 1.0
+        self.tally = Tally(self.loss, len(replicas), self.workspace)
         # What a checkpoint holds besides theta and the optimizer's state:
         self.epoch = self.step_number = 0
         self.seconds = 0.0
@@ -174,36 +279,55 @@ class Training:
     def step(self, index: Tensor) -> None:
         """One training step on the samples `index` (R or 1, B)."""
         count = index.shape[1]
+        if count not in self._batches:
+            self._batches[count] = Batch.like(index, self.data)
+        batch = self._batches[count]
         self.workspace.begin(("train", count), Noise(self.noise_seeds, self.step_number))
-        torch.mul(self.base_rate, self.rate_fraction(self.step_number), out=self.rate)
-        self.optimizer.prepare(self.rate)
-        x, y = self._gather(index)
-        if (recorded := self._recorded.get(count)) is not None and not recorded.obstacle:
-            recorded()
-        elif recorded is None and count in self._seen:
-            self._recorded[count] = Recording()
-            with self._recorded[count]:
-                self._update(x, y)
+        self._set_rate(self.rate_fraction(self.step_number))
+        if not self.plain:
+            self.optimizer.prepare(self.rate, self.step_number + 1)
+        batch.gather(index, self.data)
+        x = batch.x
+        if self.data.augment:
+            seeds = [r.seed for r in self.replicas[: len(x)]]
+            x = self.data.augment.apply(x, seeds, self.step_number, self.workspace)
+        x = x.expand(self.network.replicas, *x.shape[1:])
+        if batch.recording and not batch.recording.obstacle:
+            batch.recording()
+        elif batch.logits is None or batch.recording:
+            batch.logits = self._update(x, batch.y)  # and all other buffers are made
         else:
-            self._seen.add(count)  # whose buffers are made now
-            self._update(x, y)
+            batch.recording = Recording()
+            with batch.recording:
+                self._update(x, batch.y)
+        self.tally.add(batch.logits, batch.y)
         self.step_number += 1
 
-    def _update(self, x: Tensor, y: Tensor) -> None:
-        """Forward, backward and optimizer on a batch x (R, B, ...), y (R or 1, B)."""
+    def _set_rate(self, fraction: float) -> None:
+        """Learning rates are numbers in memory, which a recorded step reads."""
+        if fraction != self._fraction:
+            self._fraction = fraction
+            torch.mul(self.base_rate, fraction, out=self.rate)
+            torch.neg(self.rate.unsqueeze(2), out=self._negative_rate)
+
+    def _update(self, x: Tensor, y: Tensor) -> Tensor:
+        """Forward, backward and optimizer on a batch x (R, B, ...), y (R or 1, B); the logits."""
         network, settings, workspace = self.network, self.settings, self.workspace
         count = x.shape[1]
         logits, caches = network.forward(x, workspace)
-        loss, dlogits = self.loss(logits, y, workspace, settings.label_smoothing)
-        self.totals[0].add_(loss, alpha=count)
-        self.totals[1].add_(hits(logits, y, workspace))
+        dlogits = self.loss.gradient(logits, y, workspace, settings.label_smoothing)
         if self.class_weights is not None:
             scale = workspace.empty((network.replicas, count))
             torch.gather(self.class_weights, 1, y.expand(scale.shape), out=scale)
             dlogits.mul_(scale.unsqueeze(2))
-        network.backward(dlogits, caches, self.grads, workspace)
-        self.penalty.add(network.theta, self.grad)
-        self.optimizer.step(network.theta, self.grad, self.rate)
+        if self.plain:
+            dlogits.mul_(self._negative_rate)
+            network.backward(dlogits, caches, network.params, workspace, beta=1)
+        else:
+            network.backward(dlogits, caches, self.grads, workspace)
+            self.penalty.add(network.theta, self.grad)
+            self.optimizer.step(network.theta, self.grad, self.rate)
+        return logits
 
     def rate_fraction(self, step: int) -> float:
         """The fraction of the base learning rate that a step of the run uses."""
@@ -229,25 +353,8 @@ class Training:
             setattr(self, name, state["progress"][name])
         self.records = [Record(**record) for record in state["records"]]
 
-    def _gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """x (R, B, ...) and y (R or 1, B) of the samples `index` (R or 1, B)."""
-        train, labels = self.data.train, self.data.train.targets
-        x = self.workspace.empty((*index.shape, *self.data.shape))
-        y = self.workspace.empty((max(len(index), len(labels)), index.shape[1]), torch.int64)
-        for r, chosen in enumerate(index):
-            torch.index_select(train.x, 0, chosen, out=x[r])
-        if self.data.augment:
-            x = self.data.augment.apply(
-                x, [r.seed for r in self.replicas[: len(x)]], self.step_number, self.workspace
-            )
-        for own, chosen, out in zip(
-            labels.expand(len(y), -1), index.expand(y.shape), y, strict=True
-        ):
-            torch.index_select(own, 0, chosen, out=out)
-        return x.expand(self.network.replicas, *x.shape[1:]), y
-
     def _train_epoch(self) -> Iterator[Progress]:
-        self.totals.zero_()
+        self.tally.clear()
         begin = time.perf_counter()
         for number, index in enumerate(self.batches(self.epoch + 1), 1):
             self.step(index)
@@ -275,7 +382,7 @@ class Training:
         if self.epoch == 1 and diagnosis.constant(self.data.train.x):
             text = "all examples are the same: check the files of the data set"
             found += [(r, "constant", text) for r in replicas]
-        losses, accuracies = (self.totals / self.epoch_samples).tolist()
+        losses, accuracies = (self.tally.totals() / self.epoch_samples).tolist()
         classes = int(self.data.train.targets.max()) + 1
         guess = diagnosis.guess_loss(self.settings.loss, classes, self.network.outputs)
         for r in replicas if self.looked_losses and self.step_number >= 100 else ():
@@ -302,7 +409,7 @@ class Training:
 
     def _judge_epoch(self) -> list[Record]:
         """Records of the live replicas; keep their weights; end those that must end."""
-        train = (self.totals / self.epoch_samples).tolist()
+        train = (self.tally.totals() / self.epoch_samples).tolist()
         last = self.epoch >= self.settings.epochs
         due = last or self.epoch % self.settings.evaluate_every == 0
         valid = self.measure(self.data.valid if due else None)
@@ -414,7 +521,6 @@ def evaluate(
     for start, logits in network.chunks(samples.x, workspace):
         y = samples.targets[:, start : start + logits.shape[1]]
         with torch.inference_mode():
-            totals[0].add_(LOSSES[loss](logits, y, workspace)[0], alpha=logits.shape[1])
-            totals[1].add_(hits(logits, y, workspace))
+            measure(LOSSES[loss], logits, y, workspace, totals)
     losses, accuracies = (totals / len(samples)).tolist()
     return list(zip(losses, accuracies, strict=True))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .parameters import aligned
+from .parameters import aligned, arrange
 
 
 def mix(*keys: int) -> int:
@@ -75,7 +75,8 @@ class Workspace:
     ) -> Tensor:
         """The next buffer of this step, its contents undefined.
 
-        Each shape[0] part of it is contiguous and starts aligned, as the parameters do.
+        Each shape[0] part of it lies together and starts aligned, as the parameters do, narrow
+        matrices column by column.
         """
         dtype = dtype or self.dtype
         if self._next == len(self._pool):
@@ -103,4 +104,4 @@ class Workspace:
         with torch.inference_mode(False):
             size = math.prod(shape[1:])
             buffer = torch.empty(shape[0], aligned(size), dtype=dtype, device=self.device)
-            return buffer[:, :size].view(shape)
+            return arrange(buffer[:, :size], tuple(shape[1:]))

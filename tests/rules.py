@@ -131,7 +131,7 @@ ALLOWED = set(
     unbind permute stack cat
     index_select gather scatter index
     add sub mul div lerp neg abs sign reciprocal addcmul addcdiv
-    exp expm1 log log1p sqrt
+    exp exp2 expm1 log log1p sqrt rsqrt
     bitwise_xor bitwise_right_shift __rshift__
     eq ne lt le gt ge isfinite clamp maximum minimum where
     sum amax argmax all any item _local_scalar_dense is_nonzero

@@ -64,10 +64,10 @@ def test_equals_torch_optim(case, rate, l2, differs):
         leaves.append((weights, biases))
         optimizers.append(theirs)
 
-    for gradient in gradients:
+    for t, gradient in enumerate(gradients, 1):
         grad = gradient.clone()
         penalty.add(theta, grad)
-        ours.prepare(column(rates))
+        ours.prepare(column(rates), t)
         ours.step(theta, grad, column(rates))
         for r, (weights, biases) in enumerate(leaves):
             weights.grad, biases.grad = gradient[r, :-5].clone(), gradient[r, -5:].clone()
