@@ -33,8 +33,8 @@ class Manualnn:
         self.training, _ = build(population, torch.device(device))
 
     def train(self, order: Tensor) -> None:
-        for index in order:
-            self.training.step(index)
+        for _ in self.training.walk(iter(order)):
+            pass
 
     def accuracies(self) -> list[float]:
         found = self.training.measure(self.training.data.test)

@@ -120,7 +120,7 @@ def train(
             print(
                 f"{resolved.name}: {training.step_number} steps of {len(training.replicas)}"
                 f" network(s) with {training.network.layout.count:,} parameters on"
-                f" {training.grad.device}; nothing saved"
+                f" {training.device}; nothing saved"
             )
         return
     run = experiment.Run(resolved, out, device, resume, train_plot)
@@ -850,7 +850,7 @@ def _announce(run: "Run") -> str:
         what = f"whose {training.epoch} epochs are done"
     return (
         f"{part}training {len(training.replicas)} network(s) with"
-        f" {training.network.layout.count:,} parameters {what} on {training.grad.device}"
+        f" {training.network.layout.count:,} parameters {what} on {training.device}"
     )
 
 

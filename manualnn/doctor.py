@@ -156,7 +156,7 @@ def _training(problems: list[str]) -> str:
         [training] = dry_run(load_config(), steps=1)
         if not bool(training.network.theta.isfinite().all()):
             raise InputError("a training step gave weights that are not finite")
-        return f"the shipped weights load, and a step works on {training.grad.device}"
+        return f"the shipped weights load, and a step works on {training.device}"
     except Exception as error:  # whatever keeps a step from working is what is looked for
         reason = " ".join(str(error).split())  # torch's own errors have many lines
         problems.append(f"training: {type(error).__name__}: {reason}")

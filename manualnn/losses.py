@@ -19,7 +19,6 @@ from torch import Tensor
 
 from .workspace import Workspace
 
-
 LOG2_E = 1 / math.log(2)
 
 

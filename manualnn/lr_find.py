@@ -52,15 +52,15 @@ def find(
     for number, index in enumerate(_batches(training), 1):
         training.step(index)
         if number == 1:
-            start = float(training.tally.totals()[0, 0]) / index.shape[1]
+            start = float(training.totals()[0, 0]) / index.shape[1]
         if number == steps - steps // 4:
-            mark = training.tally.totals()[0].clone()
+            mark = training.totals()[0].clone()
         elif mark is not None:
             samples += index.shape[1]
         if number == steps:
             break
     assert start is not None and mark is not None
-    losses = ((training.tally.totals()[0] - mark) / samples).tolist()
+    losses = ((training.totals()[0] - mark) / samples).tolist()
     rows: list[dict[str, Any]] = [
         {"learning_rate": replica.learning_rate, "loss": loss if math.isfinite(loss) else None}
         for replica, loss in zip(training.replicas, losses, strict=True)

@@ -3,12 +3,13 @@
 Shapes: R replicas, B samples, P parameters of one network, K outputs.
 """
 
+import copy
 import math
 import pickle
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .files import replacing
-from .layers import ChannelsLast, Conv2d, Layer, build_layers
+from .layers import ChannelsLast, Conv2d, Dropout, Layer, build_layers
 from .losses import LOSSES, decide, outputs
 from .parameters import Layout
 from .workspace import Workspace, generator
@@ -45,11 +46,13 @@ class Network:
         self.specs, self.shape = specs, tuple(shape)
         self.layers: list[Layer] = build_layers(specs, self.shape, classes)
         named, out, widest = [], self.shape, 1
+        self._activations = math.prod(out)
         for layer in self.layers:
             out, shapes = layer.build(out)
             named.append(shapes)
             patches = out[0] * out[1] * shapes["weight"][0] if isinstance(layer, Conv2d) else 0
             widest = max(widest, math.prod(out), patches)
+            self._activations += math.prod(out)
         self.chunk = max(1, min(CHUNK, LARGEST // widest))
         if len(out) != 1:
             raise InputError(f"model.layers: the output has shape {out}; end with a linear layer")
@@ -157,6 +160,23 @@ class Network:
     def predict(self, x: Tensor) -> Tensor:
         """Predicted classes (R, N) of normalised samples x (N, ...)."""
         return decide(self.logits(x))
+
+    def numbers(self, batch_size: int) -> int:
+        """How many numbers of one network a step on a batch goes through."""
+        return self.layout.width + batch_size * self._activations
+
+    def part(self, replicas: slice) -> "Network":
+        """Some of the networks; their parameters are views of these."""
+        own = copy.copy(self)
+        own.theta = self.theta[replicas]
+        own.params = self.layout.views(own.theta)
+        own.layers = [
+            replace(layer, p=layer.p[replicas])
+            if isinstance(layer, Dropout) and isinstance(layer.p, tuple)
+            else layer
+            for layer in self.layers
+        ]
+        return own
 
     def select(self, row: Tensor) -> "Network":
         """A network of one replica with the parameters `row` (P,)."""

@@ -86,7 +86,7 @@ class Adam:
             theta.addcmul_(theta, self._decayed, value=-1)
         m.lerp_(grad, 1 - self.beta1)
         v.lerp_(self._tiny, 1 - self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
-        # sqrt(v) = v / sqrt(v), with a v that is never 0: torch's sqrt takes five times as long there.
+        # sqrt(v) = v / sqrt(v) with a v never 0, where torch's sqrt takes five times as long.
         root = torch.rsqrt(v, out=grad).mul_(self._slope)
         denominator = torch.addcmul(self._floor, root, v, out=root)
         theta.addcdiv_(m, denominator, value=-1)

@@ -4,29 +4,30 @@ Shapes: R replicas, B samples of a batch, N samples of the training part, P para
 """
 
 import math
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import diagnosis
-from .capture import Recording
 from .config import Replica, Train
 from .data import Prepared, Samples
 from .errors import InputError
-from .losses import LOSSES, Loss, hits, outputs
+from .losses import LOSSES, outputs
 from .network import Network
-from .optimizers import SGD, Adam, Optimizer, Penalty, schedule
-from .workspace import Noise, Workspace, generator, mix
+from .optimizers import schedule
+from .steps import Steps, measure
+from .workspace import Workspace, generator
 
-# Probabilities of fitted samples fall below 1e-38, and products of such numbers take many times as
-# long. Set before there are threads, which have it from the one that starts them.
-torch.set_flush_denormal(True)
-
-ORDER_STREAM, DROPOUT_STREAM = 0x0D01, 0xD120
+ORDER_STREAM = 0x0D01
+SHARD = 2**20  # numbers of one step
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
 
@@ -72,104 +73,6 @@ class Note:
 Event = Progress | Note | list[Record]
 
 
-class Tally:
-    """Sums of the losses and of the hits over the batches of an epoch.
-
-    A step only leaves its logits here. They are measured together, some steps' at a time: a dozen
-    small operations for each would take as long as a good part of its products.
-    """
-
-    STEPS, NUMBERS = 16, 2**18  # together: so many steps at most, so many logits of one network
-
-    def __init__(self, loss: Loss, replicas: int, workspace: Workspace) -> None:
-        self.loss, self.workspace = loss, workspace
-        self._totals = torch.zeros(2, replicas, dtype=torch.float64, device=workspace.device)
-        self._room: dict[int, list[tuple[Tensor, Tensor]]] = {}  # for each batch size
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # the same as wholes
-        self._count = self._size = 0  # steps kept, and their batch size
-
-    def clear(self) -> None:
-        """Begin a new epoch."""
-        self._count = 0
-        self._totals.zero_()
-
-    def add(self, logits: Tensor, y: Tensor) -> None:
-        """Keep the logits (R, B, K) and targets (R or 1, B) of a step."""
-        size = logits.shape[1]
-        if size != self._size:
-            self.totals()
-            self._size = size
-            if size not in self._room:
-                self._make_room(logits, y)
-        room = self._room[size]
-        kept_logits, kept_y = room[self._count]
-        kept_logits.copy_(logits)
-        kept_y.copy_(y)
-        self._count += 1
-        if self._count == len(room):
-            self._measure()
-
-    def totals(self) -> Tensor:
-        """(2, R) float64: the sum over the samples of the loss, and how many were decided right."""
-        if self._count:
-            self._measure()
-        return self._totals
-
-    def _make_room(self, logits: Tensor, y: Tensor) -> None:
-        replicas, size, outputs = logits.shape
-        steps = max(1, min(self.STEPS, self.NUMBERS // (size * outputs)))
-        self.workspace.begin(("tally", size))
-        logits = self.workspace.empty((replicas, steps * size, outputs))
-        y = self.workspace.empty((len(y), steps * size), torch.int64)
-        self._kept[size] = logits, y
-        parts = [slice(i * size, (i + 1) * size) for i in range(steps)]
-        self._room[size] = [(logits[:, part], y[:, part]) for part in parts]
-
-    @torch.inference_mode()
-    def _measure(self) -> None:
-        rows = self._count * self._size
-        logits, y = (kept[:, :rows] for kept in self._kept[self._size])
-        self.workspace.begin(("measure", rows))
-        measure(self.loss, logits, y, self.workspace, self._totals)
-        self._count = 0
-
-
-def measure(loss: Loss, logits: Tensor, y: Tensor, workspace: Workspace, totals: Tensor) -> None:
-    """Add to `totals` (2, R) the sum of the losses of logits (R, B, K), and their hits."""
-    totals[0].add_(loss.value(logits, y, workspace), alpha=logits.shape[1])
-    totals[1].add_(hits(logits, y, workspace))
-
-
-@dataclass
-class Batch:
-    """What the steps on batches of one size share: the buffers x (R or 1, B, ...) and y (R or 1, B)
-    that samples are copied to, the logits, and the recorded step."""
-
-    x: Tensor
-    y: Tensor
-    logits: Tensor | None = None
-    recording: Recording | None = None
-
-    @classmethod
-    def like(cls, index: Tensor, data: Prepared) -> "Batch":
-        """For the samples `index` (R or 1, B)."""
-        with torch.inference_mode(False):
-            x = data.train.x.new_empty((*index.shape, *data.shape))
-            rows = max(len(index), len(data.train.targets))
-            return cls(x, data.train.y.new_empty((rows, index.shape[1])))
-
-    def gather(self, index: Tensor, data: Prepared) -> None:
-        """Copy the samples `index` (R or 1, B) to the buffers."""
-        for out, chosen in zip(self.x, index, strict=True):
-            torch.index_select(data.train.x, 0, chosen, out=out)
-        labels = data.train.targets
-        if len(labels) < len(index):
-            labels = labels.expand(len(index), -1)
-        elif len(index) < len(labels):
-            index = index.expand(self.y.shape)
-        torch.gather(labels, 1, index, out=self.y)
-
-
 class Training:
     """A run of R replicas. `run` yields Progress and, at each epoch's end, Notes of what ails it
     and the live replicas' Records.
@@ -206,32 +109,20 @@ class Training:
         network.initialize([replica.seed for replica in replicas], init)
         theta = network.theta
         self.initial_norms = diagnosis.norms(network, network.params)
-
-        def column(name: str) -> Tensor:
-            values = [getattr(replica, name) for replica in replicas]
-            return torch.tensor(values, dtype=torch.float64).to(theta).unsqueeze(1)
-
         self.workspace = Workspace(theta.dtype, theta.device)
-        self.class_weights = _class_weights(settings, data.train.targets, network.classes, theta)
-        self.loss = LOSSES[settings.loss]
-        self.base_rate = column("learning_rate")
-        self.rate = self.base_rate.clone()
-        mask = network.layout.weight_mask().to(theta)
-        self.optimizer, coupled = make_optimizer(
-            settings, theta, column("momentum"), column("l2") * mask
-        )
-        self.penalty = Penalty(column("l1"), column("l2") * coupled, mask)
-        self.grad = torch.zeros_like(theta)
-        self.grads = network.layout.views(self.grad)
-        self.noise_seeds = torch.tensor(
-            [[mix(replica.seed, DROPOUT_STREAM)] for replica in replicas], device=theta.device
-        )
-        self._batches: dict[int, Batch] = {}  # of each size
-        # Plain gradient descent goes into the products: W += x^T (-learning_rate dy).
-        self.plain = settings.optimizer.name == "sgd" and all(r.plain for r in replicas)
-        self._negative_rate = -self.rate.unsqueeze(2)
-        self._fraction = 1.0
-        self.tally = Tally(self.loss, len(replicas), self.workspace)
+        weights = _class_weights(settings, data.train.targets, network.classes, theta)
+        self.parts, self.workers, self.threads = divide(network, batch_size)
+        self.shards = [
+            Steps(
+                network.part(part),
+                _of_replicas(data, part),
+                settings,
+                replicas[part],
+                self.schedule,
+                None if weights is None else weights[part],
+            )
+            for part in self.parts
+        ]
         # What a checkpoint holds besides theta and the optimizer's state:
         self.epoch = self.step_number = 0
         self.seconds = 0.0
@@ -256,6 +147,10 @@ class Training:
         self.network.theta.copy_(self.kept)
 
     @property
+    def device(self) -> torch.device:
+        return self.network.theta.device
+
+    @property
     def finished(self) -> bool:
         return self.epoch >= self.settings.epochs or all(self.ended)
 
@@ -270,64 +165,21 @@ class Training:
             order = torch.stack(
                 [torch.randperm(count, generator=generator(s, ORDER_STREAM, epoch)) for s in seeds]
             )
-        order = order.to(self.grad.device)
+        order = order.to(self.device)
         size = min(self.settings.batch_size, count)
         for start in range(0, self.steps_per_epoch * size, size):
             yield order[:, start : start + size]
 
-    @torch.inference_mode()
     def step(self, index: Tensor) -> None:
         """One training step on the samples `index` (R or 1, B)."""
-        count = index.shape[1]
-        if count not in self._batches:
-            self._batches[count] = Batch.like(index, self.data)
-        batch = self._batches[count]
-        self.workspace.begin(("train", count), Noise(self.noise_seeds, self.step_number))
-        self._set_rate(self.rate_fraction(self.step_number))
-        if not self.plain:
-            self.optimizer.prepare(self.rate, self.step_number + 1)
-        batch.gather(index, self.data)
-        x = batch.x
-        if self.data.augment:
-            seeds = [r.seed for r in self.replicas[: len(x)]]
-            x = self.data.augment.apply(x, seeds, self.step_number, self.workspace)
-        x = x.expand(self.network.replicas, *x.shape[1:])
-        if batch.recording and not batch.recording.obstacle:
-            batch.recording()
-        elif batch.logits is None or batch.recording:
-            batch.logits = self._update(x, batch.y)  # and all other buffers are made
-        else:
-            batch.recording = Recording()
-            with batch.recording:
-                self._update(x, batch.y)
-        self.tally.add(batch.logits, batch.y)
+        with threads(self.threads):
+            for part, shard in zip(self.parts, self.shards, strict=True):
+                shard.step(index[part] if len(index) > 1 else index, self.step_number)
         self.step_number += 1
 
-    def _set_rate(self, fraction: float) -> None:
-        """Learning rates are numbers in memory, which a recorded step reads."""
-        if fraction != self._fraction:
-            self._fraction = fraction
-            torch.mul(self.base_rate, fraction, out=self.rate)
-            torch.neg(self.rate.unsqueeze(2), out=self._negative_rate)
-
-    def _update(self, x: Tensor, y: Tensor) -> Tensor:
-        """Forward, backward and optimizer on a batch x (R, B, ...), y (R or 1, B); the logits."""
-        network, settings, workspace = self.network, self.settings, self.workspace
-        count = x.shape[1]
-        logits, caches = network.forward(x, workspace)
-        dlogits = self.loss.gradient(logits, y, workspace, settings.label_smoothing)
-        if self.class_weights is not None:
-            scale = workspace.empty((network.replicas, count))
-            torch.gather(self.class_weights, 1, y.expand(scale.shape), out=scale)
-            dlogits.mul_(scale.unsqueeze(2))
-        if self.plain:
-            dlogits.mul_(self._negative_rate)
-            network.backward(dlogits, caches, network.params, workspace, beta=1)
-        else:
-            network.backward(dlogits, caches, self.grads, workspace)
-            self.penalty.add(network.theta, self.grad)
-            self.optimizer.step(network.theta, self.grad, self.rate)
-        return logits
+    def totals(self) -> Tensor:
+        """(2, R): the sums over the epoch's samples of the losses and of the hits."""
+        return torch.cat([shard.tally.totals() for shard in self.shards], 1)
 
     def rate_fraction(self, step: int) -> float:
         """The fraction of the base learning rate that a step of the run uses."""
@@ -337,7 +189,10 @@ class Training:
         """All that a later `restore` needs to go on bit for bit: tensors and plain values."""
         return {
             "theta": self.network.theta,
-            "optimizer": self.optimizer.state,
+            "optimizer": {
+                name: torch.cat([shard.optimizer.state[name] for shard in self.shards])
+                for name in self.shards[0].optimizer.state
+            },
             "kept": self.kept,
             "progress": {name: getattr(self, name) for name in _PROGRESS},
             "records": [asdict(record) for record in self.records],
@@ -347,25 +202,64 @@ class Training:
         """Go on from a `state`; KeyError, RuntimeError or TypeError if it is of another run."""
         self.network.theta.copy_(state["theta"])
         self.kept.copy_(state["kept"])
-        for name, tensor in self.optimizer.state.items():
-            tensor.copy_(state["optimizer"][name])
+        for part, shard in zip(self.parts, self.shards, strict=True):
+            for name, tensor in shard.optimizer.state.items():
+                tensor.copy_(state["optimizer"][name][part])
         for name in _PROGRESS:
             setattr(self, name, state["progress"][name])
         self.records = [Record(**record) for record in state["records"]]
 
     def _train_epoch(self) -> Iterator[Progress]:
-        self.tally.clear()
+        for shard in self.shards:
+            shard.tally.clear()
         begin = time.perf_counter()
-        for number, index in enumerate(self.batches(self.epoch + 1), 1):
-            self.step(index)
-            if number % 16 == 0:
-                samples = number * self.settings.batch_size
-                yield Progress(self.epoch + 1, samples, time.perf_counter() - begin)
-        if self.grad.is_cuda:
-            torch.cuda.synchronize(self.grad.device)
+        for number in self.walk(self.batches(self.epoch + 1)):
+            samples = number * self.settings.batch_size
+            yield Progress(self.epoch + 1, samples, time.perf_counter() - begin)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.epoch += 1
         self.epoch_seconds = time.perf_counter() - begin
         self.seconds += self.epoch_seconds
+
+    def walk(self, batches: Iterator[Tensor]) -> Iterator[int]:
+        """Train on the batches; now and then how many are done."""
+        if self.workers == 1:
+            return self._together(batches)
+        return self._side_by_side(list(batches))
+
+    def _together(self, batches: Iterator[Tensor]) -> Iterator[int]:
+        """All shards batch by batch."""
+        for number, index in enumerate(batches, 1):
+            self.step(index)
+            if number % 16 == 0:
+                yield number
+
+    def _side_by_side(self, batches: list[Tensor]) -> Iterator[int]:
+        """Each shard on its own, `workers` of them at a time."""
+        stop, done = threading.Event(), [0] * len(self.shards)
+
+        def train(i: int) -> None:
+            part, shard = self.parts[i], self.shards[i]
+            with threads(self.threads):
+                for number, index in enumerate(batches):
+                    if stop.is_set():
+                        break
+                    own = index[part] if len(index) > 1 else index
+                    shard.step(own, self.step_number + number)
+                    done[i] += 1
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                running = [pool.submit(train, i) for i in range(len(self.shards))]
+                while any(not future.done() for future in running):
+                    ended, _ = wait(running, 0.1, FIRST_EXCEPTION)
+                    for future in ended:
+                        future.result()  # raises what its shard raised
+                    yield sum(done) // len(done)
+            finally:
+                stop.set()
+        self.step_number += len(batches)
 
     def _diagnose(self) -> Iterator[Note]:
         """What ails the live replicas, each ailment told once; short epochs share a look."""
@@ -375,14 +269,23 @@ class Training:
             return
         self.diagnosed = trained
         y = self.data.train.targets[:, : len(x)]
-        found = diagnosis.diagnose(
-            self.network, self.grads, self.initial_norms, x, y, self.loss, self.workspace
-        )
+        found = []
+        for part, shard in zip(self.parts, self.shards, strict=True):
+            own = diagnosis.diagnose(
+                shard.network,
+                shard.grads,
+                self.initial_norms[:, part],
+                x,
+                y[part] if len(y) > 1 else y,
+                shard.loss,
+                shard.workspace,
+            )
+            found += [(part.start + r, what, text) for r, what, text in own]
         replicas = range(len(self.replicas))
         if self.epoch == 1 and diagnosis.constant(self.data.train.x):
             text = "all examples are the same: check the files of the data set"
             found += [(r, "constant", text) for r in replicas]
-        losses, accuracies = (self.tally.totals() / self.epoch_samples).tolist()
+        losses, accuracies = (self.totals() / self.epoch_samples).tolist()
         classes = int(self.data.train.targets.max()) + 1
         guess = diagnosis.guess_loss(self.settings.loss, classes, self.network.outputs)
         for r in replicas if self.looked_losses and self.step_number >= 100 else ():
@@ -409,7 +312,7 @@ class Training:
 
     def _judge_epoch(self) -> list[Record]:
         """Records of the live replicas; keep their weights; end those that must end."""
-        train = (self.tally.totals() / self.epoch_samples).tolist()
+        train = (self.totals() / self.epoch_samples).tolist()
         last = self.epoch >= self.settings.epochs
         due = last or self.epoch % self.settings.evaluate_every == 0
         valid = self.measure(self.data.valid if due else None)
@@ -476,6 +379,43 @@ _PROGRESS = (
 )
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch's operations of this thread with `count` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def divide(network: Network, batch_size: int) -> tuple[list[slice], int, int]:
+    """Which replicas are trained together, how many such shards side by side, and the threads of
+    each one's products.
+
+    One network has all threads; several have one each, or their share of more: a thread that works
+    alone never waits for another. Only so many are in a shard that a step's numbers stay in a cache
+    while operations on all of them at once still save calls.
+    """
+    replicas, cores = network.replicas, torch.get_num_threads()
+    if replicas == 1 or network.theta.is_cuda:
+        return [slice(0, replicas)], 1, cores
+    workers = min(replicas, cores)
+    most = max(1, SHARD // network.numbers(batch_size))
+    rounds = -(-replicas // (most * workers))  # each worker trains so many shards in turn
+    edges = [i * replicas // (rounds * workers) for i in range(rounds * workers + 1)]
+    parts = [slice(a, b) for a, b in pairwise(edges) if a < b]
+    return parts, workers, max(1, cores // workers)
+
+
+def _of_replicas(data: Prepared, part: slice) -> Prepared:
+    """The data with the labels that the replicas `part` learn."""
+    if data.train.y.dim() == 1:
+        return data
+    return replace(data, train=Samples(data.train.x, data.train.y[part]))
+
+
 def _class_weights(settings: Train, labels: Tensor, classes: int, like: Tensor) -> Tensor | None:
     """The weight of each class (R, K) in the gradient, for labels (R or 1, N); None if all are 1.
 
@@ -498,18 +438,6 @@ def _class_weights(settings: Train, labels: Tensor, classes: int, like: Tensor) 
                 f"train.class_weights has {len(chosen)} numbers, but there are {classes} classes"
             )
     return weights.to(like).expand(len(like), classes)
-
-
-def make_optimizer(
-    settings: Train, theta: Tensor, momentum: Tensor, decay: Tensor
-) -> tuple[Optimizer, bool]:
-    """The optimizer, and whether L2 belongs into the gradient: AdamW applies `decay` itself."""
-    chosen = settings.optimizer
-    if chosen.name == "sgd":
-        return SGD(theta, momentum, chosen.nesterov), True
-    decoupled = decay if chosen.name == "adamw" else None
-    adam = Adam(theta, chosen.beta1, chosen.beta2, chosen.epsilon, decoupled)
-    return adam, decoupled is None
 
 
 def evaluate(

@@ -36,10 +36,10 @@ def test_a_rate_gives_the_loss_of_a_training_with_it(config, folder):
     total = count = 0.0
     batches = [index for epoch in (1, 2, 3) for index in training.batches(epoch)]
     for number, index in enumerate(batches[:20]):
-        before = float(training.tally.totals()[0, 0])
+        before = float(training.totals()[0, 0])
         training.step(index)
         if number >= 15:
-            total += float(training.tally.totals()[0, 0]) - before
+            total += float(training.totals()[0, 0]) - before
             count += index.shape[1]
     assert row["loss"] == pytest.approx(total / count, rel=1e-6)
     first, last = result["good"]

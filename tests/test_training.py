@@ -58,7 +58,7 @@ def test_one_step_worked_by_hand():
         result = training.network.params[slot.layer][slot.name][0]
         expected = torch.tensor(values, dtype=torch.float64)
         torch.testing.assert_close(result, expected, rtol=1e-15, atol=1e-15)
-    assert float(training.tally.totals()[0]) == pytest.approx(0.58, abs=1e-15)
+    assert float(training.totals()[0]) == pytest.approx(0.58, abs=1e-15)
 
 
 def losses_by_hand_and_in_torch(precision, steps=100, **changes):
@@ -99,9 +99,9 @@ def losses_by_hand_and_in_torch(precision, steps=100, **changes):
     ours, theirs = [], []
     batches = (index for epoch in range(1, 21) for index in training.batches(epoch))
     for index, _ in zip(batches, range(steps), strict=False):
-        training.tally.clear()
+        training.shards[0].tally.clear()
         training.step(index)
-        ours.append(float(training.tally.totals()[0]) / index.shape[1])
+        ours.append(float(training.totals()[0]) / index.shape[1])
         x, y = data.train.x[index[0]], data.train.y[index[0]]
         logits = model(x)
         theirs.append(float(torch.nn.functional.cross_entropy(logits.detach(), y)))
@@ -406,7 +406,7 @@ def test_class_weights_are_the_gradient_of_a_weighted_loss(loss, differs):
     (each * scale).mean().backward()
     training.step(index)
     # The reported loss is that without weights, which evaluation has too.
-    assert float(training.tally.totals()[0, 0]) == pytest.approx(float(each.sum().detach()))
+    assert float(training.totals()[0, 0]) == pytest.approx(float(each.sum().detach()))
     for ours, before in zip(training.network.params, params, strict=True):
         for name, value in before.items():
             expected = (value - value.grad).detach()

@@ -1,0 +1,238 @@
+"""One training step of R networks: batches copied to buffers, forward, backward, optimizer.
+
+What a step computes, it writes to memory that the next one uses again; the calls that do it are
+recorded once for each batch size and then played.
+
+Shapes: R replicas, B samples of a batch, N samples of the training part, P parameters.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .capture import Recording
+from .config import Replica, Train
+from .data import Prepared
+from .losses import LOSSES, Loss, hits
+from .network import Network
+from .optimizers import SGD, Adam, Optimizer, Penalty, schedule
+from .workspace import Noise, Workspace, mix
+
+# Probabilities of fitted samples fall below 1e-38, and products of such numbers take many times as
+# long. Set before there are threads, which have it from the one that starts them.
+torch.set_flush_denormal(True)
+
+DROPOUT_STREAM = 0xD120
+
+
+class Tally:
+    """Sums of the losses and of the hits over the batches of an epoch.
+
+    A step only leaves its logits here. They are measured together, some steps' at a time: a dozen
+    small operations for each would take as long as a good part of its products.
+    """
+
+    STEPS, NUMBERS = 16, 2**18  # together: so many steps at most, so many logits of one network
+
+    def __init__(self, loss: Loss, replicas: int, workspace: Workspace) -> None:
+        self.loss, self.workspace = loss, workspace
+        self._totals = torch.zeros(2, replicas, dtype=torch.float64, device=workspace.device)
+        self._room: dict[int, list[tuple[Tensor, Tensor]]] = {}  # for each batch size
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # the same as wholes
+        self._count = self._size = 0  # steps kept, and their batch size
+
+    def clear(self) -> None:
+        """Begin a new epoch."""
+        self._count = 0
+        self._totals.zero_()
+
+    def add(self, logits: Tensor, y: Tensor) -> None:
+        """Keep the logits (R, B, K) and targets (R or 1, B) of a step."""
+        size = logits.shape[1]
+        if size != self._size:
+            self.totals()
+            self._size = size
+            if size not in self._room:
+                self._make_room(logits, y)
+        room = self._room[size]
+        kept_logits, kept_y = room[self._count]
+        kept_logits.copy_(logits)
+        kept_y.copy_(y)
+        self._count += 1
+        if self._count == len(room):
+            self._measure()
+
+    def totals(self) -> Tensor:
+        """(2, R) float64: the sum over the samples of the loss, and how many were decided right."""
+        if self._count:
+            self._measure()
+        return self._totals
+
+    def _make_room(self, logits: Tensor, y: Tensor) -> None:
+        replicas, size, outputs = logits.shape
+        steps = max(1, min(self.STEPS, self.NUMBERS // (size * outputs)))
+        self.workspace.begin(("tally", size))
+        logits = self.workspace.empty((replicas, steps * size, outputs))
+        y = self.workspace.empty((len(y), steps * size), torch.int64)
+        self._kept[size] = logits, y
+        parts = [slice(i * size, (i + 1) * size) for i in range(steps)]
+        self._room[size] = [(logits[:, part], y[:, part]) for part in parts]
+
+    @torch.inference_mode()
+    def _measure(self) -> None:
+        rows = self._count * self._size
+        logits, y = (kept[:, :rows] for kept in self._kept[self._size])
+        self.workspace.begin(("measure", rows))
+        measure(self.loss, logits, y, self.workspace, self._totals)
+        self._count = 0
+
+
+def measure(loss: Loss, logits: Tensor, y: Tensor, workspace: Workspace, totals: Tensor) -> None:
+    """Add to `totals` (2, R) the sum of the losses of logits (R, B, K), and their hits."""
+    totals[0].add_(loss.value(logits, y, workspace), alpha=logits.shape[1])
+    totals[1].add_(hits(logits, y, workspace))
+
+
+@dataclass
+class Batch:
+    """What the steps on batches of one size share: the buffers x (R or 1, B, ...) and y (R or 1, B)
+    that samples are copied to, the logits, and the recorded step."""
+
+    x: Tensor
+    y: Tensor
+    logits: Tensor | None = None
+    recording: Recording | None = None
+
+    @classmethod
+    def like(cls, index: Tensor, data: Prepared) -> "Batch":
+        """For the samples `index` (R or 1, B)."""
+        with torch.inference_mode(False):
+            x = data.train.x.new_empty((*index.shape, *data.shape))
+            rows = max(len(index), len(data.train.targets))
+            return cls(x, data.train.y.new_empty((rows, index.shape[1])))
+
+    def gather(self, index: Tensor, data: Prepared) -> None:
+        """Copy the samples `index` (R or 1, B) to the buffers."""
+        for out, chosen in zip(self.x, index, strict=True):
+            torch.index_select(data.train.x, 0, chosen, out=out)
+        labels = data.train.targets
+        if len(labels) < len(index):
+            labels = labels.expand(len(index), -1)
+        elif len(index) < len(labels):
+            index = index.expand(self.y.shape)
+        torch.gather(labels, 1, index, out=self.y)
+
+
+class Steps:
+    """The training steps of R replicas, of their `network` and the memory that they need.
+
+    `schedule` are the arguments of `manualnn.optimizers.schedule` besides the step; `class_weights`
+    (R, K) scale the gradient of a sample by its class.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        data: Prepared,
+        settings: Train,
+        replicas: list[Replica],
+        schedule: dict[str, Any],
+        class_weights: Tensor | None = None,
+    ) -> None:
+        self.network, self.data, self.settings, self.replicas = network, data, settings, replicas
+        self.schedule, self.class_weights = schedule, class_weights
+        theta = network.theta
+
+        def column(name: str) -> Tensor:
+            values = [getattr(replica, name) for replica in replicas]
+            return torch.tensor(values, dtype=torch.float64).to(theta).unsqueeze(1)
+
+        self.workspace = Workspace(theta.dtype, theta.device)
+        self.loss = LOSSES[settings.loss]
+        self.tally = Tally(self.loss, len(replicas), self.workspace)
+        self.base_rate = column("learning_rate")
+        self.rate = self.base_rate.clone()
+        self._negative_rate = -self.rate.unsqueeze(2)
+        self._fraction = 1.0
+        mask = network.layout.weight_mask().to(theta)
+        self.optimizer, coupled = make_optimizer(
+            settings, theta, column("momentum"), column("l2") * mask
+        )
+        self.penalty = Penalty(column("l1"), column("l2") * coupled, mask)
+        # Plain gradient descent goes into the products: W += x^T (-learning_rate dy).
+        self.plain = settings.optimizer.name == "sgd" and all(r.plain for r in replicas)
+        self.grad = torch.zeros_like(theta)
+        self.grads = network.layout.views(self.grad)
+        self.noise_seeds = torch.tensor(
+            [[mix(replica.seed, DROPOUT_STREAM)] for replica in replicas], device=theta.device
+        )
+        self._batches: dict[int, Batch] = {}  # of each size
+
+    @torch.inference_mode()
+    def step(self, index: Tensor, number: int) -> None:
+        """Step `number` of the run, from 0, on the samples `index` (R or 1, B)."""
+        count = index.shape[1]
+        if count not in self._batches:
+            self._batches[count] = Batch.like(index, self.data)
+        batch = self._batches[count]
+        self.workspace.begin(("train", count), Noise(self.noise_seeds, number))
+        self._set_rate(schedule(step=number, **self.schedule))
+        if not self.plain:
+            self.optimizer.prepare(self.rate, number + 1)
+        batch.gather(index, self.data)
+        x = batch.x
+        if self.data.augment:
+            seeds = [r.seed for r in self.replicas[: len(x)]]
+            x = self.data.augment.apply(x, seeds, number, self.workspace)
+        x = x.expand(self.network.replicas, *x.shape[1:])
+        if batch.logits is None:
+            batch.logits = self._update(x, batch.y)  # and all other buffers are made
+        elif batch.recording is None:
+            batch.recording = Recording()
+            with batch.recording:
+                self._update(x, batch.y)
+        elif batch.recording.obstacle:
+            batch.logits = self._update(x, batch.y)
+        else:
+            batch.recording()
+        self.tally.add(batch.logits, batch.y)
+
+    def _set_rate(self, fraction: float) -> None:
+        """Learning rates are numbers in memory, which a recorded step reads."""
+        if fraction != self._fraction:
+            self._fraction = fraction
+            torch.mul(self.base_rate, fraction, out=self.rate)
+            torch.neg(self.rate.unsqueeze(2), out=self._negative_rate)
+
+    def _update(self, x: Tensor, y: Tensor) -> Tensor:
+        """Forward, backward and optimizer on a batch x (R, B, ...), y (R or 1, B); the logits."""
+        network, settings, workspace = self.network, self.settings, self.workspace
+        count = x.shape[1]
+        logits, caches = network.forward(x, workspace)
+        dlogits = self.loss.gradient(logits, y, workspace, settings.label_smoothing)
+        if self.class_weights is not None:
+            scale = workspace.empty((network.replicas, count))
+            torch.gather(self.class_weights, 1, y.expand(scale.shape), out=scale)
+            dlogits.mul_(scale.unsqueeze(2))
+        if self.plain:
+            dlogits.mul_(self._negative_rate)
+            network.backward(dlogits, caches, network.params, workspace, beta=1)
+        else:
+            network.backward(dlogits, caches, self.grads, workspace)
+            self.penalty.add(network.theta, self.grad)
+            self.optimizer.step(network.theta, self.grad, self.rate)
+        return logits
+
+
+def make_optimizer(
+    settings: Train, theta: Tensor, momentum: Tensor, decay: Tensor
+) -> tuple[Optimizer, bool]:
+    """The optimizer, and whether L2 belongs into the gradient: AdamW applies `decay` itself."""
+    chosen = settings.optimizer
+    if chosen.name == "sgd":
+        return SGD(theta, momentum, chosen.nesterov), True
+    decoupled = decay if chosen.name == "adamw" else None
+    adam = Adam(theta, chosen.beta1, chosen.beta2, chosen.epsilon, decoupled)
+    return adam, decoupled is None
