@@ -26,7 +26,7 @@ class UnfitError(Exception):
 class Manualnn:
     """This project: the steps of a `Training`, without evaluation."""
 
-    def __init__(self, work: Work, data: Tensors, device: str, precision: str = "fp32") -> None:
+    def __init__(self, work: Work, device: str, precision: str = "fp32") -> None:
         from manualnn.experiment import build  # no other peer has what it sets
 
         population = work.config(precision).populations()[0]
@@ -44,15 +44,15 @@ class Manualnn:
 class Bf16(Manualnn):
     """This project with `train.precision = "bf16"`."""
 
-    def __init__(self, work: Work, data: Tensors, device: str) -> None:
-        super().__init__(work, data, device, "bf16")
+    def __init__(self, work: Work, device: str) -> None:
+        super().__init__(work, device, "bf16")
 
 
 class Tf32(Manualnn):
     """This project with `train.precision = "tf32"`."""
 
-    def __init__(self, work: Work, data: Tensors, device: str) -> None:
-        super().__init__(work, data, device, "tf32")
+    def __init__(self, work: Work, device: str) -> None:
+        super().__init__(work, device, "tf32")
 
 
 def module(work: Work) -> torch.nn.Sequential:
@@ -93,10 +93,10 @@ def optimizer(work: Work, parameters: Any) -> torch.optim.Optimizer:
 class TorchEager:
     """torch.nn with autograd and a fused optimizer, data in memory: the usual loop at its best."""
 
-    def __init__(self, work: Work, data: Tensors, device: str) -> None:
+    def __init__(self, work: Work, device: str) -> None:
         if work.networks > 1:
             raise UnfitError("one network at a time")
-        self.data = Tensors(*(getattr(data, f).to(device) for f in data.__annotations__))
+        self.data = Tensors.of(work, device)
         self.model = module(work).to(device)
         self.optimizer = optimizer(work, self.model.parameters())
 
@@ -118,9 +118,9 @@ class TorchCompile:
 
     mode = "default"
 
-    def __init__(self, work: Work, data: Tensors, device: str) -> None:
+    def __init__(self, work: Work, device: str) -> None:
         self.work, self.several = work, work.networks > 1
-        self.data = Tensors(*(getattr(data, f).to(device) for f in data.__annotations__))
+        self.data = Tensors.of(work, device)
         models = [module(work).to(device) for _ in range(work.networks)]
         self.model = models[0]
         if self.several:
@@ -187,20 +187,20 @@ class TorchGraphs(TorchCompile):
 
     mode = "reduce-overhead"
 
-    def __init__(self, work: Work, data: Tensors, device: str) -> None:
+    def __init__(self, work: Work, device: str) -> None:
         if device == "cpu":
             raise UnfitError("CUDA graphs need a GPU")
-        super().__init__(work, data, device)
+        super().__init__(work, device)
 
 
 class TorchEnsemble:
     """R networks as batched products (baddbmm) under autograd."""
 
-    def __init__(self, work: Work, data: Tensors, device: str) -> None:
+    def __init__(self, work: Work, device: str) -> None:
         if work.networks == 1:
             raise UnfitError("several networks at once")
         self.work = work
-        self.data = Tensors(*(getattr(data, f).to(device) for f in data.__annotations__))
+        self.data = Tensors.of(work, device)
         width, self.parameters = 784, []
         for name, *arguments in work.layers:
             if name == "linear":
@@ -239,7 +239,7 @@ class TorchEnsemble:
 class Products:
     """Only the matrix products of the work, into given tensors: no training at all."""
 
-    def __init__(self, work: Work, data: Tensors, device: str) -> None:
+    def __init__(self, work: Work, device: str) -> None:
         if work.convolutional:
             raise UnfitError("dense layers only")
         units = [784]
@@ -268,12 +268,13 @@ class Products:
 class Jax:
     """JAX: the epoch as one compiled lax.scan; several networks by vmap."""
 
-    def __init__(self, work: Work, data: Tensors, device: str) -> None:
+    def __init__(self, work: Work, device: str) -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu" if device == "cpu" else "cuda")
         import jax
         import jax.numpy as jnp
 
         self.work, self.jnp, self.several = work, jnp, work.networks > 1
+        data = Tensors.of(work)
         order = (0, 2, 3, 1) if work.convolutional else (0,)
         images = data.x.permute(order) if work.convolutional else data.x.flatten(1)
         tests = data.test_x.permute(order) if work.convolutional else data.test_x.flatten(1)
@@ -392,13 +393,13 @@ class Jax:
 class Sklearn:
     """scikit-learn's MLPClassifier, an epoch as one `fit` with warm_start; it shuffles itself."""
 
-    def __init__(self, work: Work, data: Tensors, device: str) -> None:
+    def __init__(self, work: Work, device: str) -> None:
         from sklearn.neural_network import MLPClassifier
 
         if work.convolutional or work.networks > 1 or device != "cpu":
             raise UnfitError("one MLP on the CPU")
         hidden = [a[0] for k, *a in work.layers if k == "linear"][:-1]
-        self.data = data
+        self.data = data = Tensors.of(work)
         self.model = MLPClassifier(
             hidden,
             solver=work.optimizer,

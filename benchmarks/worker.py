@@ -14,7 +14,7 @@ import time
 import torch
 
 from .peers import PEERS, UnfitError
-from .works import Tensors, find, orders
+from .works import find, orders
 
 
 def main(peer: str, name: str, device: str = "cpu") -> None:
@@ -29,7 +29,7 @@ def main(peer: str, name: str, device: str = "cpu") -> None:
 
     begin = time.perf_counter()
     try:
-        made = PEERS[peer](work, Tensors.of(work), device)
+        made = PEERS[peer](work, device)
         made.train(orders(work, 0)[:3])
         wait()
     except (UnfitError, ImportError) as error:

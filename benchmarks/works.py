@@ -145,12 +145,12 @@ class Tensors:
     test_y: Tensor
 
     @classmethod
-    def of(cls, work: Work) -> "Tensors":
+    def of(cls, work: Work, device: str = "cpu") -> "Tensors":
         images = load("mnist")
         assert images.train is not None and images.test is not None
         train = (images.train.images, images.train.labels)
         test = (images.test.images, images.test.labels)
-        found = prepare(train, test, train_samples=work.samples, classes=10)
+        found = prepare(train, test, train_samples=work.samples, classes=10, device=device)
         assert found.test is not None
         return cls(found.train.x, found.train.y, found.test.x, found.test.y)
 

@@ -241,17 +241,13 @@ class Config:
         return replicas
 
     def populations(self) -> list[Population]:
-        """All networks, those that differ in columns alone together, in the order of the runs.
-
-        Plain gradient descent takes steps of its own, so that its networks stay among themselves.
-        """
-        groups: dict[tuple[str, bool], Population] = {}
+        """All networks, those that differ in columns alone together, in the order of the runs."""
+        groups: dict[str, Population] = {}
         for member in self.members():
-            same = repr(without_columns(member))
-            for replica in member.replicas():
-                key = (same, replica.plain)
-                before = groups.get(key, Population(member, ()))
-                groups[key] = replace(before, replicas=(*before.replicas, replica))
+            key = repr(without_columns(member))
+            before = groups[key].replicas if key in groups else ()
+            first = groups[key].config if key in groups else member
+            groups[key] = Population(first, (*before, *member.replicas()))
         names = [(r.label, r.seed) for group in groups.values() for r in group.replicas]
         if twice := [name for name in names if names.count(name) > 1]:
             raise InputError(f"{self.name}: two networks are called {twice[0][0]!r}")

@@ -23,7 +23,7 @@ from .errors import InputError
 from .evaluation import RUNS, choose_device, draw_evaluation, evaluate_weights, newest_run
 from .files import package_version, replacing, write_csv, write_text, writing
 from .network import Network, read_tensors, save_weights
-from .training import DTYPES, Event, Note, Record, Training
+from .training import DTYPES, Event, Note, Record, Training, threads
 
 MEASURES = [
     f"{part}_{name}" for part in ("test", "valid", "train") for name in ("accuracy", "loss")
@@ -48,7 +48,8 @@ def build(
     try:
         if key not in data:
             data.clear()  # one at a time
-            data[key] = _read(config.data, corruption, dtype, device)
+            with threads(torch.get_num_threads()):  # those that start here have its settings
+                data[key] = _read(config.data, corruption, dtype, device)
         dataset, prepared = data[key]
         assert dataset.class_names is not None
         network = Network(

@@ -25,21 +25,21 @@ class Optimizer(Protocol):
 class SGD:
     """v = momentum v + g;  theta -= learning_rate d, where d = v, or g + momentum v with Nesterov.
 
-    Sutskever et al. 2013 in the form of torch.optim.SGD (no dampening). With momentum 0 everywhere
-    d = g and no velocity is kept.
+    Sutskever et al. 2013 in the form of torch.optim.SGD (no dampening). Without `momentum` d = g
+    and no velocity is kept.
     """
 
-    def __init__(self, theta: Tensor, momentum: Tensor, nesterov: bool = False) -> None:
+    def __init__(self, theta: Tensor, momentum: Tensor | None, nesterov: bool = False) -> None:
         self.momentum = momentum
         self.nesterov = nesterov
-        self.state = {"velocity": torch.zeros_like(theta)} if bool((momentum != 0).any()) else {}
+        self.state = {} if momentum is None else {"velocity": torch.zeros_like(theta)}
 
     def prepare(self, learning_rate: Tensor, t: int) -> None:
         pass
 
     def step(self, theta: Tensor, grad: Tensor, learning_rate: Tensor) -> None:
         direction = grad
-        if self.state:
+        if self.momentum is not None:
             velocity = self.state["velocity"]
             torch.addcmul(grad, velocity, self.momentum, out=velocity)
             direction = grad.addcmul_(velocity, self.momentum) if self.nesterov else velocity

@@ -87,6 +87,12 @@ class Layout:
         """The part of `buffer` (R, P) that is one parameter, (R, *shape)."""
         return arrange(buffer[:, slot.offset : slot.offset + slot.size], slot.shape)
 
+    def gaps(self, buffer: Tensor) -> list[Tensor]:
+        """The views of `buffer` (R, P) between the parameters, where any are."""
+        starts = [slot.offset for slot in self.slots[1:]] + [self.width]
+        ends = [slot.offset + slot.size for slot in self.slots]
+        return [buffer[:, a:b] for a, b in zip(ends, starts, strict=True) if a < b]
+
     def weight_mask(self) -> Tensor:
         """(P,) float64: 1 for weights, 0 for biases, which penalties leave alone."""
         mask = torch.zeros(self.width, dtype=torch.float64)

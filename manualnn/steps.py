@@ -20,10 +20,6 @@ from .network import Network
 from .optimizers import SGD, Adam, Optimizer, Penalty, schedule
 from .workspace import Noise, Workspace, mix
 
-# Probabilities of fitted samples fall below 1e-38, and products of such numbers take many times as
-# long. Set before there are threads, which have it from the one that starts them.
-torch.set_flush_denormal(True)
-
 DROPOUT_STREAM = 0xD120
 
 
@@ -126,7 +122,8 @@ class Batch:
 
 
 class Steps:
-    """The training steps of R replicas, of their `network` and the memory that they need.
+    """The training steps of the replicas `part` of a population, of their `network`, and the memory
+    that they need. What kind of step it is does not depend on the part.
 
     `schedule` are the arguments of `manualnn.optimizers.schedule` besides the step; `class_weights`
     (R, K) scale the gradient of a sample by its class.
@@ -137,10 +134,12 @@ class Steps:
         network: Network,
         data: Prepared,
         settings: Train,
-        replicas: list[Replica],
+        population: list[Replica],
+        part: slice,
         schedule: dict[str, Any],
         class_weights: Tensor | None = None,
     ) -> None:
+        replicas = population[part]
         self.network, self.data, self.settings, self.replicas = network, data, settings, replicas
         self.schedule, self.class_weights = schedule, class_weights
         theta = network.theta
@@ -158,13 +157,17 @@ class Steps:
         self._fraction = 1.0
         mask = network.layout.weight_mask().to(theta)
         self.optimizer, coupled = make_optimizer(
-            settings, theta, column("momentum"), column("l2") * mask
+            settings,
+            theta,
+            column("momentum") if any(r.momentum for r in population) else None,
+            column("l2") * mask,
         )
         self.penalty = Penalty(column("l1"), column("l2") * coupled, mask)
         # Plain gradient descent goes into the products: W += x^T (-learning_rate dy).
-        self.plain = settings.optimizer.name == "sgd" and all(r.plain for r in replicas)
+        self.plain = settings.optimizer.name == "sgd" and all(r.plain for r in population)
         self.grad = torch.zeros_like(theta)
         self.grads = network.layout.views(self.grad)
+        self._gaps = network.layout.gaps(self.grad)
         self.noise_seeds = torch.tensor(
             [[mix(replica.seed, DROPOUT_STREAM)] for replica in replicas], device=theta.device
         )
@@ -223,11 +226,13 @@ class Steps:
             network.backward(dlogits, caches, self.grads, workspace)
             self.penalty.add(network.theta, self.grad)
             self.optimizer.step(network.theta, self.grad, self.rate)
+            for gap in self._gaps:  # which the optimizer may have written to
+                gap.zero_()
         return logits
 
 
 def make_optimizer(
-    settings: Train, theta: Tensor, momentum: Tensor, decay: Tensor
+    settings: Train, theta: Tensor, momentum: Tensor | None, decay: Tensor
 ) -> tuple[Optimizer, bool]:
     """The optimizer, and whether L2 belongs into the gradient: AdamW applies `decay` itself."""
     chosen = settings.optimizer

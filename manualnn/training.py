@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -109,15 +109,15 @@ class Training:
         network.initialize([replica.seed for replica in replicas], init)
         theta = network.theta
         self.initial_norms = diagnosis.norms(network, network.params)
-        self.workspace = Workspace(theta.dtype, theta.device)
         weights = _class_weights(settings, data.train.targets, network.classes, theta)
         self.parts, self.workers, self.threads = divide(network, batch_size)
         self.shards = [
             Steps(
                 network.part(part),
-                _of_replicas(data, part),
+                replace(data, train=_of_replicas(data.train, part)),
                 settings,
-                replicas[part],
+                replicas,
+                part,
                 self.schedule,
                 None if weights is None else weights[part],
             )
@@ -370,7 +370,14 @@ class Training:
         """(loss, accuracy) of each replica on `samples`, in evaluation mode."""
         if samples is None:
             return [(None, None)] * len(self.replicas)
-        return evaluate(self.network, samples, self.settings.loss, self.workspace)
+
+        def work(part: slice, shard: Steps) -> list[tuple[float | None, float | None]]:
+            own = _of_replicas(samples, part)
+            with threads(self.threads):
+                return evaluate(shard.network, own, self.settings.loss, shard.workspace)
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            return list(chain.from_iterable(pool.map(work, self.parts, self.shards)))
 
 
 _PROGRESS = (
@@ -381,13 +388,21 @@ _PROGRESS = (
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """torch's operations of this thread with `count` threads."""
+    """torch's operations of this thread with `count` threads, and numbers below 1e-38 as 0.
+
+    Probabilities of fitted samples get there, where a product takes many times as long. Threads
+    have the setting from the one that starts them.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    if count != before:
+        torch.set_num_threads(count)
+    torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_flush_denormal(False)
+        if count != before:
+            torch.set_num_threads(before)
 
 
 def divide(network: Network, batch_size: int) -> tuple[list[slice], int, int]:
@@ -409,11 +424,9 @@ def divide(network: Network, batch_size: int) -> tuple[list[slice], int, int]:
     return parts, workers, max(1, cores // workers)
 
 
-def _of_replicas(data: Prepared, part: slice) -> Prepared:
-    """The data with the labels that the replicas `part` learn."""
-    if data.train.y.dim() == 1:
-        return data
-    return replace(data, train=Samples(data.train.x, data.train.y[part]))
+def _of_replicas(samples: Samples, part: slice) -> Samples:
+    """The samples with the labels that the replicas `part` learn."""
+    return samples if samples.y.dim() == 1 else Samples(samples.x, samples.y[part])
 
 
 def _class_weights(settings: Train, labels: Tensor, classes: int, like: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ from manualnn.cli import main
 from manualnn.config import Config, parse_config
 from manualnn.data import Prepared, prepare
 from manualnn.network import Network
-from manualnn.training import DTYPES, Training
+from manualnn.training import DTYPES, Training, threads
 
 WORST: dict[str, float] = {}
 
@@ -138,6 +138,12 @@ def training_of(config: Config, data: Prepared, classes: int = 3) -> Training:
     dtype = DTYPES[config.train.precision]
     network = Network(population.layers(), data.shape, classes, len(replicas), dtype)
     return Training(network, data, population.config.train, replicas, config.model.init)
+
+
+def train_alone(config: Config, data: Prepared, classes: int = 3) -> Training:
+    """On one thread, as each network of a population is."""
+    with threads(1):
+        return train_to_the_end(config, data, classes)
 
 
 def train_to_the_end(config: Config, data: Prepared, classes: int = 3) -> Training:

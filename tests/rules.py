@@ -124,8 +124,8 @@ def floor_violations(module: str, source: str) -> Iterator[str]:
 # comparisons, clamp, reductions and matrix products.
 ALLOWED = set(
     """
-    empty zeros ones full arange randperm scalar_tensor zero fill copy clone _to_copy detach
-    lift_fresh alias
+    empty new_empty zeros ones full arange randperm scalar_tensor zero fill copy clone _to_copy
+    detach lift_fresh alias
     view _unsafe_view reshape expand unsqueeze squeeze transpose t select slice
     as_strided unfold flatten movedim
     unbind permute stack cat

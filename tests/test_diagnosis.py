@@ -8,7 +8,7 @@ import torch
 from manualnn import diagnosis
 from manualnn.config import load_config
 from manualnn.data import load, prepare
-from manualnn.losses import cross_entropy
+from manualnn.losses import LOSSES
 from manualnn.training import Note
 
 from .conftest import config_of, random_data, training_of
@@ -64,11 +64,11 @@ def test_vanishing_gradients_name_the_layer():
     assert note.epoch == 1 and "a weight of w1 has" in note.text
     # The same figure from the network itself.
     x, y = training.data.train.x, training.data.train.targets
-    training.workspace.begin("again")
-    logits, caches = training.network.forward(x.unsqueeze(0), training.workspace)
-    _, dlogits = cross_entropy(logits, y, training.workspace)
-    training.network.backward(dlogits, caches, training.grads, training.workspace)
-    rms = [g["weight"].square().mean().sqrt() for g in training.grads if g]
+    training.shards[0].workspace.begin("again")
+    logits, caches = training.network.forward(x.unsqueeze(0), training.shards[0].workspace)
+    _, dlogits = LOSSES["cross_entropy"](logits, y, training.shards[0].workspace)
+    training.network.backward(dlogits, caches, training.shards[0].grads, training.shards[0].workspace)
+    rms = [g["weight"].square().mean().sqrt() for g in training.shards[0].grads if g]
     assert min(rms) == rms[0] < 1e-3 * max(rms)
 
 

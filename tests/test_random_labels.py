@@ -12,6 +12,7 @@ from manualnn import evaluate_weights, random_labels
 from manualnn.config import load_config
 from manualnn.data import Dataset, Examples, corrupt, prepare, relabel
 from manualnn.errors import InputError
+from manualnn.training import threads
 
 from .conftest import config_of, training_of, write_folder
 
@@ -74,7 +75,8 @@ def test_a_population_over_corruption_equals_single_runs():
     several = trained([0.0, 0.5, 1.0], [0, 0, 1])
     assert several.data.train.y.shape == (3, 64)
     for r, (fraction, seed) in enumerate([(0.0, 0), (0.5, 0), (1.0, 1)]):
-        alone = trained([fraction], [seed])
+        with threads(1):
+            alone = trained([fraction], [seed])
         assert alone.network.theta[0].equal(several.network.theta[r])
         assert several.data.train.targets[r].equal(corrupt(y, fraction, 3, seed))
 

@@ -182,18 +182,19 @@ def test_a_planted_call_is_caught_while_it_runs(monkeypatch, layer, forward):
 def test_a_step_outside_inference_mode_is_caught():
     training = shipped_training("mnist-mlp")
     index = next(training.batches(1))
-    step = type(training).step.__wrapped__
-    assert rules.runtime_violations(lambda: training.step(index)) == set()
-    assert any("inference" in v for v in rules.runtime_violations(lambda: step(training, index)))
+    shard = training.shards[0]
+    step = type(shard).step.__wrapped__
+    assert rules.runtime_violations(lambda: shard.step(index, 0)) == set()
+    assert any("inference" in v for v in rules.runtime_violations(lambda: step(shard, index, 1)))
 
 
 def test_a_step_allocates_no_new_buffers():
     """In steady state a step hands out the buffers of the step before."""
     training = shipped_training("mnist-mlp")
     batches = list(training.batches(1))
-    for index in batches:
+    for index in [*batches, *batches]:
         training.step(index)
-    pools = training.workspace._pools
+    pools = training.shards[0].workspace._pools
     before = {key: [b.data_ptr() for b in pool] for key, pool in pools.items()}
     for index in batches:
         training.step(index)

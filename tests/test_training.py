@@ -11,7 +11,7 @@ from manualnn.errors import InputError
 from manualnn.training import Progress, _class_weights, evaluate
 
 from . import oracle
-from .conftest import config_of, random_data, train_to_the_end, training_of
+from .conftest import config_of, random_data, train_alone, train_to_the_end, training_of
 
 
 def test_one_step_worked_by_hand():
@@ -127,7 +127,7 @@ def test_a_hundred_steps_stay_near_torch_in_float32(differs):
 
 def population_and_singles(seeds, data, **changes):
     together = train_to_the_end(config_of(train__seeds=seeds, **changes), data)
-    alone = [train_to_the_end(config_of(train__seeds=[s], **changes), data) for s in seeds]
+    alone = [train_alone(config_of(train__seeds=[s], **changes), data) for s in seeds]
     return together, alone
 
 
@@ -162,7 +162,7 @@ def test_lists_of_hyperparameters_train_as_one_population():
     )
     assert together.replicas[1].label == "learning_rate 0.02, momentum 0.9, l2 0.1, dropout[0] 0.3"
     for r in range(3):
-        alone = train_to_the_end(
+        alone = train_alone(
             config_of(
                 model__layers=[["dropout", layers[0][1][r]], *layers[1:]],
                 train__optimizer={key: values[r] for key, values in columns.items()},
@@ -185,7 +185,7 @@ def test_a_replica_that_overflows_leaves_the_others_unchanged():
     assert together.kept[1].isfinite().all()
     assert [x.epoch for x in together.records if x.run == together.replicas[1].label] == [1]
     for r in (0, 2):
-        alone = train_to_the_end(
+        alone = train_alone(
             config_of(
                 train__optimizer={"learning_rate": rates[r], "momentum": 0.9},
                 train__loss="squared_error",
