@@ -47,6 +47,28 @@ class Recording(TorchFunctionMode):
             call()
 
 
+class Replay:
+    """A function that does the same to the same buffers whenever it is called: the first call may
+    make them, the second is recorded, all others are played where nothing is in the way."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work, self._made = work, False
+        self.recording: Recording | None = None
+
+    def __call__(self) -> None:
+        if not self._made:
+            self.work()
+            self._made = True
+        elif self.recording is None:
+            self.recording = Recording()
+            with self.recording:
+                self.work()
+        elif self.recording.obstacle:
+            self.work()
+        else:
+            self.recording()
+
+
 def _memory(value: Any) -> set[int]:
     """Where the storages of all tensors in nested tuples, lists and dicts begin."""
     return {tensor.untyped_storage().data_ptr() for tensor in _tensors(value)}

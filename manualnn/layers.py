@@ -474,10 +474,13 @@ class Dropout(_Elementwise):
         scale = per_replica("scale", [1 / (1 - p) for p in probabilities], workspace.dtype)
 
         # Constants of splitmix64 and murmur3 as signed integers; products wrap around.
-        position = workspace.constant(("position", batch), lambda: torch.arange(batch).view(1, -1))
+        first, last = noise.first, noise.first + batch
+        position = workspace.constant(
+            ("position", first, last), lambda: torch.arange(first, last).view(1, -1)
+        )
         rows = workspace.empty((replicas, batch), torch.int64)
         shifted = workspace.empty(rows.shape, torch.int64)
-        rows.copy_(position).add_(workspace.counter()).mul_(-0x61C8864680B583EB)
+        rows.copy_(position).add_(noise.step).mul_(-0x61C8864680B583EB)
         rows.add_(noise.seeds).add_(mix(self.stream))
         for multiplier in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):
             torch.bitwise_right_shift(rows, 30, out=shifted)

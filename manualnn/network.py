@@ -32,6 +32,7 @@ class Network:
     """R independent networks with the same layers, for examples of `shape`.
 
     `theta` (R, P) holds all parameters, `params` its views: for each layer a dict of name -> view.
+    `activations` is how many numbers forward makes of one sample, about.
     """
 
     def __init__(
@@ -46,13 +47,14 @@ class Network:
         self.specs, self.shape = specs, tuple(shape)
         self.layers: list[Layer] = build_layers(specs, self.shape, classes)
         named, out, widest = [], self.shape, 1
-        self._activations = math.prod(out)
+        self.activations, self.convolutional = math.prod(out), False
         for layer in self.layers:
             out, shapes = layer.build(out)
             named.append(shapes)
             patches = out[0] * out[1] * shapes["weight"][0] if isinstance(layer, Conv2d) else 0
+            self.convolutional |= bool(patches)
             widest = max(widest, math.prod(out), patches)
-            self._activations += math.prod(out)
+            self.activations += math.prod(out) + patches
         self.chunk = max(1, min(CHUNK, LARGEST // widest))
         if len(out) != 1:
             raise InputError(f"model.layers: the output has shape {out}; end with a linear layer")
@@ -162,8 +164,8 @@ class Network:
         return decide(self.logits(x))
 
     def numbers(self, batch_size: int) -> int:
-        """How many numbers of one network a step on a batch goes through."""
-        return self.layout.width + batch_size * self._activations
+        """How many numbers of one network a step on a batch goes through, about."""
+        return self.layout.width + batch_size * self.activations
 
     def part(self, replicas: slice) -> "Network":
         """Some of the networks; their parameters are views of these."""

@@ -6,21 +6,28 @@ recorded once for each batch size and then played.
 Shapes: R replicas, B samples of a batch, N samples of the training part, P parameters.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .capture import Recording
+from .capture import Replay
 from .config import Replica, Train
 from .data import Prepared
 from .losses import LOSSES, Loss, hits
 from .network import Network
 from .optimizers import SGD, Adam, Optimizer, Penalty, schedule
-from .workspace import Noise, Workspace, mix
+from .parameters import Views
+from .workspace import Noise, Workspace, clock, mix
 
 DROPOUT_STREAM = 0xD120
+PIECE = 2**20  # numbers
 
 
 class Tally:
@@ -91,23 +98,21 @@ def measure(loss: Loss, logits: Tensor, y: Tensor, workspace: Workspace, totals:
     totals[1].add_(hits(logits, y, workspace))
 
 
-@dataclass
 class Batch:
     """What the steps on batches of one size share: the buffers x (R or 1, B, ...) and y (R or 1, B)
-    that samples are copied to, the logits, and the recorded step."""
+    that samples are copied to, the logits (R, B, K), and what a step does to them: `shares` may go
+    side by side, and then comes `finish`."""
 
-    x: Tensor
-    y: Tensor
-    logits: Tensor | None = None
-    recording: Recording | None = None
+    shares: list[Replay]
+    finish: Replay
 
-    @classmethod
-    def like(cls, index: Tensor, data: Prepared) -> "Batch":
-        """For the samples `index` (R or 1, B)."""
+    def __init__(self, index: Tensor, data: Prepared, network: Network) -> None:
         with torch.inference_mode(False):
-            x = data.train.x.new_empty((*index.shape, *data.shape))
+            self.x = data.train.x.new_empty((*index.shape, *data.shape))
             rows = max(len(index), len(data.train.targets))
-            return cls(x, data.train.y.new_empty((rows, index.shape[1])))
+            self.y = data.train.y.new_empty((rows, index.shape[1]))
+        workspace = Workspace(network.theta.dtype, network.theta.device)
+        self.logits = workspace.empty((network.replicas, index.shape[1], network.outputs))
 
     def gather(self, index: Tensor, data: Prepared) -> None:
         """Copy the samples `index` (R or 1, B) to the buffers."""
@@ -119,6 +124,15 @@ class Batch:
         elif len(index) < len(labels):
             index = index.expand(self.y.shape)
         torch.gather(labels, 1, index, out=self.y)
+
+
+@dataclass
+class Hand:
+    """The memory of one thread that works on shares of batches: buffers, and their gradient."""
+
+    workspace: Workspace
+    grad: Tensor
+    grads: list[Views]
 
 
 class Steps:
@@ -138,6 +152,7 @@ class Steps:
         part: slice,
         schedule: dict[str, Any],
         class_weights: Tensor | None = None,
+        hands: int = 1,
     ) -> None:
         replicas = population[part]
         self.network, self.data, self.settings, self.replicas = network, data, settings, replicas
@@ -148,9 +163,8 @@ class Steps:
             values = [getattr(replica, name) for replica in replicas]
             return torch.tensor(values, dtype=torch.float64).to(theta).unsqueeze(1)
 
-        self.workspace = Workspace(theta.dtype, theta.device)
         self.loss = LOSSES[settings.loss]
-        self.tally = Tally(self.loss, len(replicas), self.workspace)
+        self.tally = Tally(self.loss, len(replicas), Workspace(theta.dtype, theta.device))
         self.base_rate = column("learning_rate")
         self.rate = self.base_rate.clone()
         self._negative_rate = -self.rate.unsqueeze(2)
@@ -165,10 +179,15 @@ class Steps:
         self.penalty = Penalty(column("l1"), column("l2") * coupled, mask)
         # Plain gradient descent goes into the products: W += x^T (-learning_rate dy).
         self.plain = settings.optimizer.name == "sgd" and all(r.plain for r in population)
-        self.grad = torch.zeros_like(theta)
-        self.grads = network.layout.views(self.grad)
-        self._gaps = network.layout.gaps(self.grad)
-        self.noise_seeds = torch.tensor(
+        self.hands = []
+        for _ in range(hands):
+            grad = torch.zeros_like(theta)
+            workspace = Workspace(theta.dtype, theta.device)
+            self.hands.append(Hand(workspace, grad, network.layout.views(grad)))
+        self._gaps = network.layout.gaps(self.hands[0].grad)
+        self._crew = ThreadPoolExecutor(hands - 1) if hands > 1 else None
+        self._clock = clock().to(theta.device)
+        self._noise_seeds = torch.tensor(
             [[mix(replica.seed, DROPOUT_STREAM)] for replica in replicas], device=theta.device
         )
         self._batches: dict[int, Batch] = {}  # of each size
@@ -178,29 +197,31 @@ class Steps:
         """Step `number` of the run, from 0, on the samples `index` (R or 1, B)."""
         count = index.shape[1]
         if count not in self._batches:
-            self._batches[count] = Batch.like(index, self.data)
+            self._batches[count] = self._prepare(Batch(index, self.data, self.network))
         batch = self._batches[count]
-        self.workspace.begin(("train", count), Noise(self.noise_seeds, number))
+        self._clock.fill_(number << 32)
         self._set_rate(schedule(step=number, **self.schedule))
-        if not self.plain:
-            self.optimizer.prepare(self.rate, number + 1)
+        self.optimizer.prepare(self.rate, number + 1)
         batch.gather(index, self.data)
-        x = batch.x
         if self.data.augment:
-            seeds = [r.seed for r in self.replicas[: len(x)]]
-            x = self.data.augment.apply(x, seeds, number, self.workspace)
-        x = x.expand(self.network.replicas, *x.shape[1:])
-        if batch.logits is None:
-            batch.logits = self._update(x, batch.y)  # and all other buffers are made
-        elif batch.recording is None:
-            batch.recording = Recording()
-            with batch.recording:
-                self._update(x, batch.y)
-        elif batch.recording.obstacle:
-            batch.logits = self._update(x, batch.y)
-        else:
-            batch.recording()
+            seeds = [r.seed for r in self.replicas[: len(batch.x)]]
+            self.hands[0].workspace.begin(("augment", count))
+            batch.x.copy_(self.data.augment.apply(batch.x, seeds, number, self.hands[0].workspace))
+        others = (
+            [self._crew.submit(self._help, share) for share in batch.shares[1:]]
+            if self._crew
+            else []
+        )
+        batch.shares[0]()
+        for other in others:
+            other.result()
+        batch.finish()
         self.tally.add(batch.logits, batch.y)
+
+    @staticmethod
+    def _help(share: Replay) -> None:
+        with torch.inference_mode(), threads(1):
+            share()
 
     def _set_rate(self, fraction: float) -> None:
         """Learning rates are numbers in memory, which a recorded step reads."""
@@ -209,26 +230,82 @@ class Steps:
             torch.mul(self.base_rate, fraction, out=self.rate)
             torch.neg(self.rate.unsqueeze(2), out=self._negative_rate)
 
-    def _update(self, x: Tensor, y: Tensor) -> Tensor:
-        """Forward, backward and optimizer on a batch x (R, B, ...), y (R or 1, B); the logits."""
-        network, settings, workspace = self.network, self.settings, self.workspace
-        count = x.shape[1]
-        logits, caches = network.forward(x, workspace)
-        dlogits = self.loss.gradient(logits, y, workspace, settings.label_smoothing)
-        if self.class_weights is not None:
-            scale = workspace.empty((network.replicas, count))
-            torch.gather(self.class_weights, 1, y.expand(scale.shape), out=scale)
-            dlogits.mul_(scale.unsqueeze(2))
-        if self.plain:
-            dlogits.mul_(self._negative_rate)
-            network.backward(dlogits, caches, network.params, workspace, beta=1)
-        else:
-            network.backward(dlogits, caches, self.grads, workspace)
-            self.penalty.add(network.theta, self.grad)
-            self.optimizer.step(network.theta, self.grad, self.rate)
-            for gap in self._gaps:  # which the optimizer may have written to
-                gap.zero_()
-        return logits
+    def _prepare(self, batch: Batch) -> Batch:
+        """Say what a step does to a batch: each hand has a share of the samples, one after another
+        so many that what becomes of them stays in the cache."""
+        count = len(batch.y[0])
+        size = count
+        if self.network.convolutional:
+            size = max(1, min(count, PIECE // self.network.activations))
+        hands = self.hands[: -(-count // size)]
+        edges = [round(i * count / len(hands)) for i in range(len(hands) + 1)]
+        shares = [
+            [slice(first, min(first + size, end)) for first in range(begin, end, size)]
+            for begin, end in pairwise(edges)
+        ]
+        alone = self.plain and [len(pieces) for pieces in shares] == [1]
+        batch.shares = [
+            Replay(partial(self._backpropagate, batch, pieces, hand, alone))
+            for pieces, hand in zip(shares, hands, strict=True)
+        ]
+        batch.finish = Replay(partial(self._finish, hands, alone))
+        return batch
+
+    def _backpropagate(self, batch: Batch, pieces: list[slice], hand: Hand, alone: bool) -> None:
+        """Forward and backward on the samples `pieces`: the gradient, into `hand`.
+
+        Where they are `alone`, plain gradient descent goes into the products of backward itself:
+        W += x^T (-learning_rate dy), dx of the old W before it.
+        """
+        network, settings, workspace = self.network, self.settings, hand.workspace
+        count = batch.y.shape[1]
+        for number, piece in enumerate(pieces):
+            x, y = batch.x[:, piece], batch.y[:, piece]
+            noise = Noise(self._noise_seeds, self._clock, piece.start)
+            workspace.begin(("train", x.shape[1]), noise)
+            logits, caches = network.forward(x.expand(network.replicas, *x.shape[1:]), workspace)
+            batch.logits[:, piece].copy_(logits)
+            dlogits = self.loss.gradient(logits, y, workspace, settings.label_smoothing, count)
+            if self.class_weights is not None:
+                scale = workspace.empty(logits.shape[:2])
+                torch.gather(self.class_weights, 1, y.expand(scale.shape), out=scale)
+                dlogits.mul_(scale.unsqueeze(2))
+            if alone:
+                dlogits.mul_(self._negative_rate)
+                network.backward(dlogits, caches, network.params, workspace, beta=1)
+            else:
+                network.backward(dlogits, caches, hand.grads, workspace, beta=int(number > 0))
+
+    def _finish(self, hands: list[Hand], alone: bool) -> None:
+        """Sum the gradients and update the parameters."""
+        if alone:
+            return
+        theta, grad = self.network.theta, hands[0].grad
+        for other in hands[1:]:
+            grad.add_(other.grad)
+        self.penalty.add(theta, grad)
+        self.optimizer.step(theta, grad, self.rate)
+        for gap in self._gaps:  # which the optimizer may have written to
+            gap.zero_()
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch's operations of this thread with `count` threads, and numbers below 1e-38 as 0.
+
+    Probabilities of fitted samples get there, where a product takes many times as long. Threads
+    have the setting from the one that starts them.
+    """
+    before = torch.get_num_threads()
+    if count != before:
+        torch.set_num_threads(count)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        if count != before:
+            torch.set_num_threads(before)
 
 
 def make_optimizer(

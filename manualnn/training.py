@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, pairwise
 from typing import Any
@@ -23,7 +22,7 @@ from .errors import InputError
 from .losses import LOSSES, outputs
 from .network import Network
 from .optimizers import schedule
-from .steps import Steps, measure
+from .steps import Steps, measure, threads
 from .workspace import Workspace, generator
 
 ORDER_STREAM = 0x0D01
@@ -110,7 +109,7 @@ class Training:
         theta = network.theta
         self.initial_norms = diagnosis.norms(network, network.params)
         weights = _class_weights(settings, data.train.targets, network.classes, theta)
-        self.parts, self.workers, self.threads = divide(network, batch_size)
+        self.parts, self.workers, self.hands, self.threads = divide(network, batch_size)
         self.shards = [
             Steps(
                 network.part(part),
@@ -120,6 +119,7 @@ class Training:
                 part,
                 self.schedule,
                 None if weights is None else weights[part],
+                self.hands,
             )
             for part in self.parts
         ]
@@ -273,12 +273,12 @@ class Training:
         for part, shard in zip(self.parts, self.shards, strict=True):
             own = diagnosis.diagnose(
                 shard.network,
-                shard.grads,
+                shard.hands[0].grads,
                 self.initial_norms[:, part],
                 x,
                 y[part] if len(y) > 1 else y,
                 shard.loss,
-                shard.workspace,
+                shard.hands[0].workspace,
             )
             found += [(part.start + r, what, text) for r, what, text in own]
         replicas = range(len(self.replicas))
@@ -374,7 +374,7 @@ class Training:
         def work(part: slice, shard: Steps) -> list[tuple[float | None, float | None]]:
             own = _of_replicas(samples, part)
             with threads(self.threads):
-                return evaluate(shard.network, own, self.settings.loss, shard.workspace)
+                return evaluate(shard.network, own, self.settings.loss, shard.hands[0].workspace)
 
         with ThreadPoolExecutor(self.workers) as pool:
             return list(chain.from_iterable(pool.map(work, self.parts, self.shards)))
@@ -386,28 +386,9 @@ _PROGRESS = (
 )
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """torch's operations of this thread with `count` threads, and numbers below 1e-38 as 0.
-
-    Probabilities of fitted samples get there, where a product takes many times as long. Threads
-    have the setting from the one that starts them.
-    """
-    before = torch.get_num_threads()
-    if count != before:
-        torch.set_num_threads(count)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-        if count != before:
-            torch.set_num_threads(before)
-
-
-def divide(network: Network, batch_size: int) -> tuple[list[slice], int, int]:
-    """Which replicas are trained together, how many such shards side by side, and the threads of
-    each one's products.
+def divide(network: Network, batch_size: int) -> tuple[list[slice], int, int, int]:
+    """Which replicas are trained together, how many such shards side by side, how many hands have a
+    share of each batch, and the threads of each product.
 
     One network has all threads; several have one each, or their share of more: a thread that works
     alone never waits for another. Only so many are in a shard that a step's numbers stay in a cache
@@ -415,13 +396,14 @@ def divide(network: Network, batch_size: int) -> tuple[list[slice], int, int]:
     """
     replicas, cores = network.replicas, torch.get_num_threads()
     if replicas == 1 or network.theta.is_cuda:
-        return [slice(0, replicas)], 1, cores
+        hands = cores if network.convolutional and not network.theta.is_cuda else 1
+        return [slice(0, replicas)], 1, hands, cores if hands == 1 else 1
     workers = min(replicas, cores)
     most = max(1, SHARD // network.numbers(batch_size))
     rounds = -(-replicas // (most * workers))  # each worker trains so many shards in turn
     edges = [i * replicas // (rounds * workers) for i in range(rounds * workers + 1)]
     parts = [slice(a, b) for a, b in pairwise(edges) if a < b]
-    return parts, workers, max(1, cores // workers)
+    return parts, workers, 1, max(1, cores // workers)
 
 
 def _of_replicas(samples: Samples, part: slice) -> Samples:

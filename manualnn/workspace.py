@@ -29,16 +29,21 @@ def generator(*keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(mix(*keys))
 
 
+def clock(step: int = 0) -> Tensor:
+    """() int64: the step of the whole run as `Noise` has it, in the upper 32 bits."""
+    return torch.tensor(step << 32)
+
+
 @dataclass(frozen=True)
 class Noise:
     """What the random numbers of one training step depend on.
 
-    seeds: (R, 1) int64, one mixed seed per replica; step: of the whole run; first: position of the
-    batch's first sample in the global batch.
+    seeds: (R, 1) int64, one mixed seed per replica; step: a `clock`, a number in memory so that a
+    recorded step reads the present one; first: position of the first sample in the global batch.
     """
 
     seeds: Tensor
-    step: int
+    step: Tensor
     first: int = 0
 
 
@@ -63,12 +68,6 @@ class Workspace:
         self._pool = self._pools.setdefault(key, [])
         self._next = 0
         self.noise = noise
-        if noise is not None:
-            self.counter().fill_(noise.first + (noise.step << 32))
-
-    def counter(self) -> Tensor:
-        """() int64: the step and the position of the batch in `noise`, in one number."""
-        return self.constant("counter", lambda: torch.zeros((), dtype=torch.int64))
 
     def empty(
         self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype | None = None
@@ -88,8 +87,7 @@ class Workspace:
         return buffer
 
     def constant(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """What `make` gave when `key` was first asked for. Nobody may write to it; to the
-        counter only `begin` does."""
+        """What `make` gave when `key` was first asked for. Nobody may write to it."""
         if key not in self._constants:
             with torch.inference_mode(False):
                 self._constants[key] = make().to(self.device)

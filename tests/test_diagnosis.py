@@ -67,7 +67,9 @@ def test_vanishing_gradients_name_the_layer():
     training.shards[0].workspace.begin("again")
     logits, caches = training.network.forward(x.unsqueeze(0), training.shards[0].workspace)
     _, dlogits = LOSSES["cross_entropy"](logits, y, training.shards[0].workspace)
-    training.network.backward(dlogits, caches, training.shards[0].grads, training.shards[0].workspace)
+    training.network.backward(
+        dlogits, caches, training.shards[0].grads, training.shards[0].workspace
+    )
     rms = [g["weight"].square().mean().sqrt() for g in training.shards[0].grads if g]
     assert min(rms) == rms[0] < 1e-3 * max(rms)
 

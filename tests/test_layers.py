@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from manualnn.errors import InputError
 from manualnn.layers import Dropout, build_layers
 from manualnn.parameters import Layout
-from manualnn.workspace import Noise, Workspace, mix
+from manualnn.workspace import Noise, Workspace, clock, mix
 
 from . import oracle
 
@@ -98,7 +98,7 @@ def masks(p, shape, seeds=(0,), step=0, first=0, stream=0):
     """The mask of a dropout layer: its output on ones."""
     workspace = Workspace(torch.float64)
     mixed = torch.tensor([[mix(seed)] for seed in seeds])
-    workspace.begin("test", Noise(mixed, step, first))
+    workspace.begin("test", Noise(mixed, clock(step), first))
     layer = Dropout(p, stream)
     x = torch.ones(len(seeds), *shape, dtype=torch.float64)
     y, cache = layer.forward({}, x, workspace)

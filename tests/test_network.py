@@ -12,7 +12,7 @@ from manualnn.errors import InputError
 from manualnn.layers import Conv2d
 from manualnn.losses import LOSSES, outputs
 from manualnn.network import Network, load_weights, save_weights
-from manualnn.workspace import Noise, Workspace, mix
+from manualnn.workspace import Noise, Workspace, clock, mix
 
 from . import oracle
 
@@ -171,7 +171,7 @@ def test_dropout_inside_a_network_equals_autograd_with_the_same_mask(differs):
     network = random_network([["dropout", 0.3], ["linear", 5], ["relu"], ["linear", 3]], (6,), 3, 2)
     x = torch.randn(2, 9, 6, dtype=torch.float64)
     y = torch.randint(0, 3, (2, 9))
-    noise = Noise(torch.tensor([[mix(1)], [mix(2)]]), step=5)
+    noise = Noise(torch.tensor([[mix(1)], [mix(2)]]), clock(5))
     workspace = Workspace(torch.float64)
     workspace.begin("test", noise)
     logits, caches = network.forward(x, workspace)
