@@ -12,7 +12,7 @@ derivative of the loss with respect to name.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -160,19 +160,23 @@ class Conv2d:
     rows, rounded down, and columns likewise. It is Linear on patches: with X (R, B H' W', kh kw C),
     the window at each output, y = X W + b, dW = X^T dy, db = sum dy, and dX = dy W^T, of which dx
     sums all entries that came from the same pixel.
+
+    Before a pooling over `pool` = (ph, pw), y is (R, ph, pw, B, H' / ph, W' / pw, O): each place in
+    a window of the pooling lies apart from the others, and outputs in no window are not computed.
     """
 
     channels: int
     kernel: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
+    pool: tuple[int, int] = (1, 1)
 
     def build(self, shape: Shape) -> tuple[Shape, Shapes]:
         height, width, channels = shape
         out_height, out_width = (
-            (size + 2 * p - k) // s + 1
-            for size, k, s, p in zip(
-                (height, width), self.kernel, self.stride, self.padding, strict=True
+            ((size + 2 * p - k) // s + 1) // q * q
+            for size, k, s, p, q in zip(
+                (height, width), self.kernel, self.stride, self.padding, self.pool, strict=True
             )
         )
         fan_in = self.kernel[0] * self.kernel[1] * channels
@@ -186,21 +190,15 @@ class Conv2d:
         shape = x.shape
         if ph or pw:
             image, (replicas, batch, height, width, channels) = x, shape
-            x = workspace.empty((replicas, batch, height + 2 * ph, width + 2 * pw, channels))
-            for edge in (
-                x[:, :, :ph],
-                x[:, :, height + ph :],
-                x[..., :pw, :],
-                x[..., width + pw :, :],
-            ):
-                edge.zero_()
+            x = workspace.zeros((replicas, batch, height + 2 * ph, width + 2 * pw, channels))
             x[:, :, ph : height + ph, pw : width + pw].copy_(image)
         windows = x.unfold(2, kh, sh).unfold(3, kw, sw)  # (R, B, H', W', C, kh, kw)
+        windows = self._apart(windows)
         patches = _patches(windows, workspace)
-        y = workspace.empty((*windows.shape[:4], self.channels))
-        y.copy_(params["bias"].view(-1, 1, 1, 1, self.channels))
+        y = workspace.empty((*windows.shape[:6], self.channels))
+        y.copy_(params["bias"].view(-1, 1, 1, 1, 1, 1, self.channels))
         product(patches, params["weight"], _rows(y, 1), beta=1)
-        return y, (patches, shape)
+        return (y if self.pool != (1, 1) else y[:, 0, 0]), (patches, shape)
 
     def backward(
         self,
@@ -215,12 +213,28 @@ class Conv2d:
         patches, shape = cache
         rows, dx = _rows(dy, 1), None
         if need_dx:
+            dy = self._together(dy, workspace)
             dpatches = workspace.empty((*dy.shape[:4], *self.kernel, shape[-1]))
-            product(rows, params["weight"].transpose(1, 2), _rows(dpatches, 3))
+            product(_rows(dy, 1), params["weight"].transpose(1, 2), _rows(dpatches, 3))
             dx = self._sum_patches(dpatches, shape, workspace)
         product(patches.transpose(1, 2), rows, grads["weight"], beta)
         product(_ones(rows, workspace), rows, grads["bias"].unsqueeze(1), beta)
         return dx
+
+    def _apart(self, windows: Tensor) -> Tensor:
+        """A view of windows (R, B, H', W', ...) as (R, ph, pw, B, H' / ph, W' / pw, ...)."""
+        (ph, pw), (height, width) = self.pool, windows.shape[2:4]
+        windows = windows[:, :, : height // ph * ph, : width // pw * pw]
+        windows = windows.unflatten(3, (-1, pw)).unflatten(2, (-1, ph))
+        return windows.movedim((3, 5), (1, 2))
+
+    def _together(self, dy: Tensor, workspace: Workspace) -> Tensor:
+        """The inverse for dy, (R, B, H', W', O)."""
+        if self.pool == (1, 1):
+            return dy
+        moved = dy.movedim((1, 2), (3, 5))
+        copied = workspace.empty(moved.shape).copy_(moved)
+        return copied.flatten(4, 5).flatten(2, 3)
 
     def _sum_patches(self, dpatches: Tensor, shape: torch.Size, workspace: Workspace) -> Tensor:
         """dx of `shape`: of dpatches (R, B, H', W', kh, kw, C) all entries of each pixel."""
@@ -256,10 +270,10 @@ def _ones(dy: Tensor, workspace: Workspace) -> Tensor:
 
 
 def _patches(windows: Tensor, workspace: Workspace) -> Tensor:
-    """Windows (R, B, H', W', C, kh, kw) as matrices (R, B H' W', kh kw C)."""
+    """Windows (R, ..., C, kh, kw) as matrices (R, n, kh kw C)."""
     replicas, *outputs, channels, kh, kw = windows.shape
     if channels > 1:
-        moved = windows.permute(0, 1, 2, 3, 5, 6, 4)
+        moved = windows.movedim(-3, -1)
         return _rows(workspace.empty(moved.shape).copy_(moved), 3)
     # Of one channel only single numbers lie together there: whole rows of images do the other way.
     patches = workspace.empty((replicas, kh, kw, *outputs))
@@ -270,8 +284,8 @@ def _patches(windows: Tensor, workspace: Workspace) -> Tensor:
 
 
 def _rows(x: Tensor, last: int) -> Tensor:
-    """(R, B, H, W, ...) as matrices (R, B H W, n), n the product of the `last` dimensions."""
-    return x.view(len(x), math.prod(x.shape[1:4]), math.prod(x.shape[-last:]))
+    """(R, ...) as matrices (R, m, n), n the product of the `last` dimensions."""
+    return x.view(len(x), -1, math.prod(x.shape[-last:]))
 
 
 def _overlap(offset: int, stride: int, size: int, out: int) -> tuple[slice, slice]:
@@ -288,10 +302,12 @@ class MaxPool2d:
     """y = the largest of each kh x kw window of x (R, B, H, W, C); windows side by side, an
     incomplete one at the edge is left out.
 
-    dx = dy where x is the first largest of its window, row by row as in torch, else 0.
+    dx = dy where x is the first largest of its window, row by row as in torch, else 0. With `apart`
+    x comes as a Conv2d with that `pool` makes it.
     """
 
     kernel: tuple[int, int]
+    apart: bool = False
 
     def build(self, shape: Shape) -> tuple[Shape, Shapes]:
         height, width, channels = shape
@@ -318,7 +334,7 @@ class MaxPool2d:
     ) -> Tensor | None:
         x, y = cache
         dx = workspace.empty(x.shape)
-        if x.shape[2] % self.kernel[0] or x.shape[3] % self.kernel[1]:
+        if not self.apart and (x.shape[2] % self.kernel[0] or x.shape[3] % self.kernel[1]):
             dx.zero_()
         rest = workspace.empty(y.shape).copy_(dy)  # dy where no largest was found yet, else 0
         after = workspace.empty(y.shape)
@@ -333,6 +349,8 @@ class MaxPool2d:
     def _corners(self, x: Tensor) -> list[Tensor]:
         """For each place in a window the view of x there, (R, B, H', W', C)."""
         kh, kw = self.kernel
+        if self.apart:
+            return [x[:, i, j] for i in range(kh) for j in range(kw)]
         height, width = x.shape[2] // kh * kh, x.shape[3] // kw * kw
         return [x[:, :, i:height:kh, j:width:kw] for i in range(kh) for j in range(kw)]
 
@@ -506,6 +524,26 @@ ACTIVATIONS: dict[str, type[ReLU] | type[Tanh] | type[Sigmoid]] = {
     "sigmoid": Sigmoid,
 }
 NAMES = ("linear", "conv2d", "max_pool2d", "flatten", "dropout", *ACTIVATIONS)
+
+
+def arrange_pooling(layers: list[Layer]) -> list[Layer]:
+    """The same function, faster: pooling before the activations between it and its convolution.
+
+    They never fall, so that max f(x) = f(max x), and the gradient of both goes to the same places:
+    where values of f are equal but those of x are not, its slope is 0.
+    """
+    arranged = list(layers)
+    for i, conv in enumerate(layers):
+        j = i + 1
+        while j < len(layers) and isinstance(layers[j], ReLU | Tanh | Sigmoid):
+            j += 1
+        if isinstance(conv, Conv2d) and j < len(layers):
+            pooling = layers[j]
+            if isinstance(pooling, MaxPool2d):
+                arranged[i] = replace(conv, pool=pooling.kernel)
+                arranged[i + 1] = replace(pooling, apart=True)
+                arranged[i + 2 : j + 1] = layers[i + 1 : j]
+    return arranged
 
 
 def build_layers(specs: list[list[Any]], shape: Shape, classes: int) -> list[Layer]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .files import replacing
-from .layers import ChannelsLast, Conv2d, Dropout, Layer, build_layers
+from .layers import ChannelsLast, Conv2d, Dropout, Layer, arrange_pooling, build_layers
 from .losses import LOSSES, decide, outputs
 from .parameters import Layout
 from .workspace import Workspace, generator
@@ -32,6 +32,7 @@ class Network:
     """R independent networks with the same layers, for examples of `shape`.
 
     `theta` (R, P) holds all parameters, `params` its views: for each layer a dict of name -> view.
+    `described` are the layers as they were asked for, `layers` those that compute the same faster;
     `activations` is how many numbers forward makes of one sample, about.
     """
 
@@ -45,7 +46,8 @@ class Network:
         device: torch.device | str = "cpu",
     ) -> None:
         self.specs, self.shape = specs, tuple(shape)
-        self.layers: list[Layer] = build_layers(specs, self.shape, classes)
+        self.described: list[Layer] = build_layers(specs, self.shape, classes)
+        self.layers = arrange_pooling(self.described)
         named, out, widest = [], self.shape, 1
         self.activations, self.convolutional = math.prod(out), False
         for layer in self.layers:
@@ -75,12 +77,12 @@ class Network:
         """For each layer its name, the shape of its output, images as (C, H, W), and its number of
         parameters."""
         rows, shape, turned = [], self.shape, False
-        for i, layer in enumerate(self.layers):
-            shape, _ = layer.build(shape)
+        for layer in self.described:
+            shape, parameters = layer.build(shape)
             if isinstance(layer, ChannelsLast):  # only a view
                 turned = True
                 continue
-            own = sum(slot.size for slot in self.layout.slots if slot.layer == i)
+            own = sum(math.prod(size) for size in parameters.values())
             out = (shape[-1], *shape[:-1]) if turned and len(shape) == 3 else shape
             name = type(layer).__name__.lower()
             rows.append({"name": name, "output_shape": list(out), "parameters": own})

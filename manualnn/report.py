@@ -196,7 +196,7 @@ def _architecture(page: "Figure", top: float, network: Network) -> float:
 
     boxes: list[list[str]] = [["Input", _shape(network.shape), ""]]
     count = 0
-    layers = [layer for layer in network.layers if not isinstance(layer, ChannelsLast)]
+    layers = [layer for layer in network.described if not isinstance(layer, ChannelsLast)]
     for layer, row in zip(layers, network.summary(), strict=True):
         if isinstance(layer, Flatten):
             continue

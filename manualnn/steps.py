@@ -233,16 +233,16 @@ class Steps:
     def _prepare(self, batch: Batch) -> Batch:
         """Say what a step does to a batch: each hand has a share of the samples, one after another
         so many that what becomes of them stays in the cache."""
-        count = len(batch.y[0])
-        size = count
+        count = batch.y.shape[1]
+        most = count
         if self.network.convolutional:
-            size = max(1, min(count, PIECE // self.network.activations))
-        hands = self.hands[: -(-count // size)]
-        edges = [round(i * count / len(hands)) for i in range(len(hands) + 1)]
-        shares = [
-            [slice(first, min(first + size, end)) for first in range(begin, end, size)]
-            for begin, end in pairwise(edges)
-        ]
+            most = max(1, PIECE // self.network.activations)
+        hands = self.hands[: -(-count // most)]
+        share = -(-count // len(hands))
+        each = -(-share // most)  # pieces of a share
+        edges = [i * count // (each * len(hands)) for i in range(each * len(hands) + 1)]
+        pieces = [slice(a, b) for a, b in pairwise(edges) if a < b]
+        shares = [pieces[i * each : (i + 1) * each] for i in range(len(hands))]
         alone = self.plain and [len(pieces) for pieces in shares] == [1]
         batch.shares = [
             Replay(partial(self._backpropagate, batch, pieces, hand, alone))

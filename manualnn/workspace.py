@@ -86,6 +86,12 @@ class Workspace:
         self._next += 1
         return buffer
 
+    def zeros(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
+        """The next buffer, 0 when it is made: what nobody writes to stays 0 in every step."""
+        before = self._pool[self._next] if self._next < len(self._pool) else None
+        buffer = self.empty(shape)
+        return buffer if buffer is before else buffer.zero_()
+
     def constant(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """What `make` gave when `key` was first asked for. Nobody may write to it."""
         if key not in self._constants:

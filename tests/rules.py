@@ -126,7 +126,7 @@ ALLOWED = set(
     """
     empty new_empty zeros ones full arange randperm scalar_tensor zero fill copy clone _to_copy
     detach lift_fresh alias
-    view _unsafe_view reshape expand unsqueeze squeeze transpose t select slice
+    view _unsafe_view unflatten reshape expand unsqueeze squeeze transpose t select slice
     as_strided unfold flatten movedim
     unbind permute stack cat
     index_select gather scatter index

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from manualnn import steps as module
+from manualnn import capture as module
 from manualnn.capture import Recording
+from manualnn.optimizers import Penalty
 
 from .conftest import config_of, random_data, train_to_the_end
 from .test_rules import SHIPPED, shipped_trainings
@@ -21,7 +22,10 @@ class Never(Recording):
 def obstacles(training):
     """For each shard what keeps the step on batches of each size from being played."""
     return [
-        {size: batch.recording.obstacle for size, batch in shard._batches.items()}
+        {
+            size: "".join(r.recording.obstacle for r in (*batch.shares, batch.finish))
+            for size, batch in shard._batches.items()
+        }
         for shard in training.shards
     ]
 
@@ -93,13 +97,13 @@ def test_an_obstacle_is_named_and_keeps_the_step_as_it_is():
 def test_a_step_that_cannot_be_played_is_computed(monkeypatch):
     config, data = config_of(train__l2=1e-3), random_data()
     expected = train_to_the_end(config, data)
-    add = module.Penalty.add
+    add = Penalty.add
 
     def with_new_memory(self, theta, grad):
         add(self, theta, grad)
         grad.copy_(grad * 1)
 
-    monkeypatch.setattr(module.Penalty, "add", with_new_memory)
+    monkeypatch.setattr(Penalty, "add", with_new_memory)
     training = train_to_the_end(config, data)
     assert obstacles(training) == [{32: "mul"}]
     assert training.network.theta.equal(expected.network.theta)

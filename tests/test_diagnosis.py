@@ -64,13 +64,13 @@ def test_vanishing_gradients_name_the_layer():
     assert note.epoch == 1 and "a weight of w1 has" in note.text
     # The same figure from the network itself.
     x, y = training.data.train.x, training.data.train.targets
-    training.shards[0].workspace.begin("again")
-    logits, caches = training.network.forward(x.unsqueeze(0), training.shards[0].workspace)
-    _, dlogits = LOSSES["cross_entropy"](logits, y, training.shards[0].workspace)
+    training.shards[0].hands[0].workspace.begin("again")
+    logits, caches = training.network.forward(x.unsqueeze(0), training.shards[0].hands[0].workspace)
+    _, dlogits = LOSSES["cross_entropy"](logits, y, training.shards[0].hands[0].workspace)
     training.network.backward(
-        dlogits, caches, training.shards[0].grads, training.shards[0].workspace
+        dlogits, caches, training.shards[0].hands[0].grads, training.shards[0].hands[0].workspace
     )
-    rms = [g["weight"].square().mean().sqrt() for g in training.shards[0].grads if g]
+    rms = [g["weight"].square().mean().sqrt() for g in training.shards[0].hands[0].grads if g]
     assert min(rms) == rms[0] < 1e-3 * max(rms)
 
 

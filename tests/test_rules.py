@@ -194,7 +194,7 @@ def test_a_step_allocates_no_new_buffers():
     batches = list(training.batches(1))
     for index in [*batches, *batches]:
         training.step(index)
-    pools = training.shards[0].workspace._pools
+    pools = training.shards[0].hands[0].workspace._pools
     before = {key: [b.data_ptr() for b in pool] for key, pool in pools.items()}
     for index in batches:
         training.step(index)

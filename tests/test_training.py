@@ -170,7 +170,10 @@ def test_lists_of_hyperparameters_train_as_one_population():
             ),
             data,
         )
-        assert alone.network.theta[0].equal(together.network.theta[r])
+        # Not to the bit: the first, with neither momentum nor penalty, takes a shorter way alone.
+        torch.testing.assert_close(
+            alone.network.theta[0], together.network.theta[r], rtol=1e-12, atol=1e-14
+        )
 
 
 def test_a_replica_that_overflows_leaves_the_others_unchanged():
