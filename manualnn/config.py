@@ -121,7 +121,8 @@ class Train:
     """`seeds` makes one replica each and wins over `seed`, which then governs what they share.
 
     `class_weights` scale the gradient of a sample by its class; "balanced" gives every class the
-    same sum. `target_accuracy` only has the first epoch that reaches it reported.
+    same sum. `precision`: bf16 rounds the factors of large products, tf32 those of a GPU's; weights
+    and sums stay in fp32. `target_accuracy` only has the first epoch that reaches it reported.
     """
 
     epochs: int = _range(10, at_least=1)
@@ -138,7 +139,7 @@ class Train:
     l2: Column = _range(0.0, at_least=0)
     seed: int = _range(0, at_least=0)
     seeds: tuple[int, ...] | None = _range(None, at_least=0)
-    precision: Literal["fp32", "fp64"] = "fp32"
+    precision: Literal["fp32", "fp64", "bf16", "tf32"] = "fp32"
     evaluate_every: int = _range(1, at_least=1)
     target_accuracy: float = _range(0.0, at_least=0, at_most=1)
     optimizer: Optimizer = Optimizer()

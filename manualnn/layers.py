@@ -23,20 +23,45 @@ from .parameters import Shapes, Views
 from .workspace import Workspace, mix
 
 Shape = tuple[int, ...]
+LOW_FROM = 2**22  # products of numbers from which rounding the factors first pays
 
 
-def product(a: Tensor, b: Tensor, out: Tensor, beta: int = 0) -> Tensor:
+def product(a: Tensor, b: Tensor, out: Tensor, workspace: Workspace, beta: int = 0) -> Tensor:
     """out = beta out + a b for each replica, in place: (R, m, k) and (R, k, n) give (R, m, n).
 
     With beta = 0 what stood in `out`, even a nan, is not read. On the CPU each replica is a product
     of its own: batched kernels order their sums by R, and a population could not equal single runs
-    bit for bit.
+    bit for bit. Where the workspace has a `low` type and the product is worth it, the factors and
+    the product are rounded to that, and the sums inside it and in `out` are not.
     """
+    if low := lowered(out.shape, a.shape[2], workspace) or (a.dtype != out.dtype and a.dtype):
+        rounded = workspace.empty(out.shape, low)
+        _multiply(_round(a, low, workspace), _round(b, low, workspace), rounded, 0)
+        return out.add_(rounded) if beta else out.copy_(rounded)
+    return _multiply(a, b, out, beta)
+
+
+def lowered(shape: torch.Size, inner: int, workspace: Workspace) -> torch.dtype | None:
+    """The low type, if a product of `shape` (R, m, n) over `inner` is to be computed in one."""
+    worth = shape[1] * shape[2] * inner >= LOW_FROM or torch.device(workspace.device).type != "cpu"
+    return workspace.low if worth else None
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, beta: int) -> Tensor:
     if out.is_cuda:
         return out.baddbmm_(a, b, beta=beta)
     for r in range(len(out)):
         out[r].addmm_(a[r], b[r], beta=beta)
     return out
+
+
+def _round(x: Tensor, low: torch.dtype, workspace: Workspace) -> Tensor:
+    """x (R, m, n) in another type and the same order in memory."""
+    if x.dtype == low:
+        return x
+    if x.stride(2) != 1:
+        return _round(x.transpose(1, 2), low, workspace).transpose(1, 2)
+    return workspace.empty(x.shape, low).copy_(x)
 
 
 class Layer(Protocol):
@@ -73,7 +98,7 @@ class Linear:
 
     def forward(self, params: Views, x: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
         y = workspace.empty((*x.shape[:2], self.units)).copy_(params["bias"].unsqueeze(1))
-        return product(x, params["weight"], y, beta=1), x
+        return product(x, params["weight"], y, workspace, beta=1), x
 
     def backward(
         self,
@@ -87,9 +112,9 @@ class Linear:
     ) -> Tensor | None:
         x, dx = cache, None
         if need_dx:
-            dx = product(dy, params["weight"].transpose(1, 2), workspace.empty(x.shape))
-        product(x.transpose(1, 2), dy, grads["weight"], beta)
-        product(_ones(dy, workspace), dy, grads["bias"].unsqueeze(1), beta)
+            dx = product(dy, params["weight"].transpose(1, 2), workspace.empty(x.shape), workspace)
+        product(x.transpose(1, 2), dy, grads["weight"], workspace, beta)
+        product(_ones(dy, workspace), dy, grads["bias"].unsqueeze(1), workspace, beta)
         return dx
 
 
@@ -194,10 +219,12 @@ class Conv2d:
             x[:, :, ph : height + ph, pw : width + pw].copy_(image)
         windows = x.unfold(2, kh, sh).unfold(3, kw, sw)  # (R, B, H', W', C, kh, kw)
         windows = self._apart(windows)
-        patches = _patches(windows, workspace)
+        n = math.prod(windows.shape[1:6])
+        low = lowered(torch.Size((1, n, self.channels)), math.prod(windows.shape[6:]), workspace)
+        patches = _patches(windows, workspace, low)
         y = workspace.empty((*windows.shape[:6], self.channels))
         y.copy_(params["bias"].view(-1, 1, 1, 1, 1, 1, self.channels))
-        product(patches, params["weight"], _rows(y, 1), beta=1)
+        product(patches, params["weight"], _rows(y, 1), workspace, beta=1)
         return (y if self.pool != (1, 1) else y[:, 0, 0]), (patches, shape)
 
     def backward(
@@ -215,10 +242,10 @@ class Conv2d:
         if need_dx:
             dy = self._together(dy, workspace)
             dpatches = workspace.empty((*dy.shape[:4], *self.kernel, shape[-1]))
-            product(_rows(dy, 1), params["weight"].transpose(1, 2), _rows(dpatches, 3))
+            product(_rows(dy, 1), params["weight"].transpose(1, 2), _rows(dpatches, 3), workspace)
             dx = self._sum_patches(dpatches, shape, workspace)
-        product(patches.transpose(1, 2), rows, grads["weight"], beta)
-        product(_ones(rows, workspace), rows, grads["bias"].unsqueeze(1), beta)
+        product(patches.transpose(1, 2), rows, grads["weight"], workspace, beta)
+        product(_ones(rows, workspace), rows, grads["bias"].unsqueeze(1), workspace, beta)
         return dx
 
     def _apart(self, windows: Tensor) -> Tensor:
@@ -269,14 +296,14 @@ def _ones(dy: Tensor, workspace: Workspace) -> Tensor:
     return workspace.ones(1, 1, dy.shape[1]).expand(len(dy), 1, dy.shape[1])
 
 
-def _patches(windows: Tensor, workspace: Workspace) -> Tensor:
+def _patches(windows: Tensor, workspace: Workspace, dtype: torch.dtype | None) -> Tensor:
     """Windows (R, ..., C, kh, kw) as matrices (R, n, kh kw C)."""
     replicas, *outputs, channels, kh, kw = windows.shape
     if channels > 1:
         moved = windows.movedim(-3, -1)
-        return _rows(workspace.empty(moved.shape).copy_(moved), 3)
+        return _rows(workspace.empty(moved.shape, dtype).copy_(moved), 3)
     # Of one channel only single numbers lie together there: whole rows of images do the other way.
-    patches = workspace.empty((replicas, kh, kw, *outputs))
+    patches = workspace.empty((replicas, kh, kw, *outputs), dtype)
     for i in range(kh):
         for j in range(kw):
             patches[:, i, j].copy_(windows[..., 0, i, j])

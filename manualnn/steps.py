@@ -27,7 +27,8 @@ from .parameters import Views
 from .workspace import Noise, Workspace, clock, mix
 
 DROPOUT_STREAM = 0xD120
-PIECE = 2**20  # numbers
+PIECE = 2**20  # numbers that stay in a cache
+LOW = {"bf16": torch.bfloat16}  # of products, where the precision names another type
 
 
 class Tally:
@@ -182,7 +183,7 @@ class Steps:
         self.hands = []
         for _ in range(hands):
             grad = torch.zeros_like(theta)
-            workspace = Workspace(theta.dtype, theta.device)
+            workspace = Workspace(theta.dtype, theta.device, LOW.get(settings.precision))
             self.hands.append(Hand(workspace, grad, network.layout.views(grad)))
         self._gaps = network.layout.gaps(self.hands[0].grad)
         self._crew = ThreadPoolExecutor(hands - 1) if hands > 1 else None

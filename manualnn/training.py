@@ -27,7 +27,7 @@ from .workspace import Workspace, generator
 
 ORDER_STREAM = 0x0D01
 SHARD = 2**20  # numbers of one step
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+DTYPES = {"fp64": torch.float64} | dict.fromkeys(("fp32", "bf16", "tf32"), torch.float32)
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,13 @@ class Training:
         self.initial_norms = diagnosis.norms(network, network.params)
         weights = _class_weights(settings, data.train.targets, network.classes, theta)
         self.parts, self.workers, self.hands, self.threads = divide(network, batch_size)
+        learned = data.train
+        if settings.precision == "bf16" and not (network.convolutional or data.augment):
+            learned = Samples(data.train.x.bfloat16(), data.train.y)  # a product rounds them anyway
         self.shards = [
             Steps(
                 network.part(part),
-                replace(data, train=_of_replicas(data.train, part)),
+                replace(data, train=_of_replicas(learned, part)),
                 settings,
                 replicas,
                 part,

@@ -52,11 +52,13 @@ class Workspace:
     """Hands out buffers in the order of the calls, the same ones for every step of the same shape.
 
     `begin(key)` starts a step; results of the step before with that key are then overwritten.
-    `noise` is None in evaluation, which turns dropout off.
+    `noise` is None in evaluation, which turns dropout off. `low` is the type that large products
+    are computed in, None for `dtype` itself.
     """
 
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
+    low: torch.dtype | None = None
     noise: Noise | None = None
     _pools: dict[Hashable, list[Tensor]] = field(default_factory=dict, repr=False)
     _constants: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
