@@ -112,7 +112,8 @@ class Linear:
     ) -> Tensor | None:
         x, dx = cache, None
         if need_dx:
-            dx = product(dy, params["weight"].transpose(1, 2), workspace.empty(x.shape), workspace)
+            old = params["weight"].transpose(1, 2)
+            dx = product(dy, old, workspace.empty(x.shape), workspace)
         product(x.transpose(1, 2), dy, grads["weight"], workspace, beta)
         product(_ones(dy, workspace), dy, grads["bias"].unsqueeze(1), workspace, beta)
         return dx
@@ -242,7 +243,8 @@ class Conv2d:
         if need_dx:
             dy = self._together(dy, workspace)
             dpatches = workspace.empty((*dy.shape[:4], *self.kernel, shape[-1]))
-            product(_rows(dy, 1), params["weight"].transpose(1, 2), _rows(dpatches, 3), workspace)
+            old = params["weight"].transpose(1, 2)
+            product(_rows(dy, 1), old, _rows(dpatches, 3), workspace)
             dx = self._sum_patches(dpatches, shape, workspace)
         product(patches.transpose(1, 2), rows, grads["weight"], workspace, beta)
         product(_ones(rows, workspace), rows, grads["bias"].unsqueeze(1), workspace, beta)
