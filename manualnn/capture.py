@@ -3,7 +3,8 @@
 A training step does the same to the same buffers every time; what differs, samples and rates, is
 written into buffers before it. So the calls that write are recorded while it runs, and played again
 without the Python that chose them: layers, views, shapes. The mathematics stays in one place, and
-what is played is, bit for bit, what it does.
+what is played is, bit for bit, what it does. On a GPU the kernels are recorded instead, as a CUDA
+graph; torch.compile is the third way.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,25 +49,39 @@ class Recording(TorchFunctionMode):
 
 
 class Replay:
-    """A function that does the same to the same buffers whenever it is called: the first call may
-    make them, the second is recorded, all others are played where nothing is in the way."""
+    """A function that does the same to the same buffers whenever it is called.
 
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self.work, self._made = work, False
+    The first call may make them, the second records, the others play. `how`: "calls" plays the
+    calls that write, or computes where something is in the way; "graph" a CUDA graph; "compile" is
+    torch.compile, to which the buffers must be new memory.
+    """
+
+    def __init__(self, work: Callable[[], Any], how: str = "calls") -> None:
+        self.work, self.how = work, how
         self.recording: Recording | None = None
+        self._made = False
+        self._play: Callable[[], Any] | None = None
 
     def __call__(self) -> None:
         if not self._made:
             self.work()
             self._made = True
-        elif self.recording is None:
+        elif self._play is not None:
+            self._play()
+        elif self.how == "compile":
+            self._play = torch.compile(self.work, fullgraph=True, dynamic=False)
+            self._play()
+        elif self.how == "graph":
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.work()
+            self._play = graph.replay
+            self._play()
+        else:
             self.recording = Recording()
             with self.recording:
                 self.work()
-        elif self.recording.obstacle:
-            self.work()
-        else:
-            self.recording()
+            self._play = self.work if self.recording.obstacle else self.recording
 
 
 def _memory(value: Any) -> set[int]:

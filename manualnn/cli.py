@@ -86,6 +86,13 @@ def train(
             "--train-plot", help="Draw curves.png and first-layer.png anew after every epoch."
         ),
     ] = False,
+    compile_: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="torch.compile the step: takes some 10 s, and on a CPU steps are slower then.",
+        ),
+    ] = False,
     quiet: Quiet = False,
     json_: Annotated[
         bool, typer.Option("--json", help="Print metrics.json and the folder.")
@@ -103,7 +110,12 @@ def train(
     if config is None:
         held = out / "config.toml" if resume and out else None
         config = str(held) if held and held.is_file() else "mnist-mlp"
-    flags = {"train.seed": seed, "train.epochs": epochs, **data_flags(data, data_dir)}
+    flags = {
+        "train.seed": seed,
+        "train.epochs": epochs,
+        "train.compile": compile_ or None,
+        **data_flags(data, data_dir),
+    }
     resolved = load_config(config, set_, flags)
     if seed is not None and any(member.train.seeds for member in resolved.members()):
         raise InputError(

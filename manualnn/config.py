@@ -122,7 +122,8 @@ class Train:
 
     `class_weights` scale the gradient of a sample by its class; "balanced" gives every class the
     same sum. `precision`: bf16 rounds the factors of large products, tf32 those of a GPU's; weights
-    and sums stay in fp32. `target_accuracy` only has the first epoch that reaches it reported.
+    and sums stay in fp32. `compile` gives the step to torch.compile. `target_accuracy` only has the
+    first epoch that reaches it reported.
     """
 
     epochs: int = _range(10, at_least=1)
@@ -140,6 +141,7 @@ class Train:
     seed: int = _range(0, at_least=0)
     seeds: tuple[int, ...] | None = _range(None, at_least=0)
     precision: Literal["fp32", "fp64", "bf16", "tf32"] = "fp32"
+    compile: bool = False
     evaluate_every: int = _range(1, at_least=1)
     target_accuracy: float = _range(0.0, at_least=0, at_most=1)
     optimizer: Optimizer = Optimizer()

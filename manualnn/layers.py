@@ -366,12 +366,12 @@ class MaxPool2d:
         if not self.apart and (x.shape[2] % self.kernel[0] or x.shape[3] % self.kernel[1]):
             dx.zero_()
         rest = workspace.empty(y.shape).copy_(dy)  # dy where no largest was found yet, else 0
-        after = workspace.empty(y.shape)
+        below = workspace.empty(y.shape)
         *others, last = zip(self._corners(x), self._corners(dx), strict=True)
         for corner, out in others:
-            torch.sub(y, corner, out=after).sign_().mul_(rest)
-            torch.sub(rest, after, out=out)
-            rest, after = after, rest
+            out.copy_(rest)
+            rest.mul_(torch.sub(y, corner, out=below).sign_())
+            out.sub_(rest)
         last[1].copy_(rest)
         return dx
 

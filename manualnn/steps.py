@@ -100,31 +100,32 @@ def measure(loss: Loss, logits: Tensor, y: Tensor, workspace: Workspace, totals:
 
 
 class Batch:
-    """What the steps on batches of one size share: the buffers x (R or 1, B, ...) and y (R or 1, B)
-    that samples are copied to, the logits (R, B, K), and what a step does to them: `shares` may go
-    side by side, and then comes `finish`."""
+    """What the steps on batches of one size share: buffers for the indices (R or 1, B) of samples,
+    the samples x (R or 1, B, ...) and y (R or 1, B), and the logits (R, B, K); and what a step does
+    with them: `shares` may go side by side, and then comes `finish`."""
 
     shares: list[Replay]
     finish: Replay
 
     def __init__(self, index: Tensor, data: Prepared, network: Network) -> None:
+        self.data = data
         with torch.inference_mode(False):
+            self.index = index.new_empty(index.shape)
             self.x = data.train.x.new_empty((*index.shape, *data.shape))
             rows = max(len(index), len(data.train.targets))
             self.y = data.train.y.new_empty((rows, index.shape[1]))
         workspace = Workspace(network.theta.dtype, network.theta.device)
         self.logits = workspace.empty((network.replicas, index.shape[1], network.outputs))
 
-    def gather(self, index: Tensor, data: Prepared) -> None:
-        """Copy the samples `index` (R or 1, B) to the buffers."""
-        for out, chosen in zip(self.x, index, strict=True):
-            torch.index_select(data.train.x, 0, chosen, out=out)
-        labels = data.train.targets
-        if len(labels) < len(index):
-            labels = labels.expand(len(index), -1)
-        elif len(index) < len(labels):
-            index = index.expand(self.y.shape)
-        torch.gather(labels, 1, index, out=self.y)
+    def gather(self, piece: slice) -> None:
+        """Copy those of the samples that `piece` names, of each replica, to x."""
+        for out, chosen in zip(self.x[:, piece], self.index[:, piece], strict=True):
+            torch.index_select(self.data.train.x, 0, chosen, out=out)
+
+    def gather_labels(self) -> None:
+        """Copy the labels of all samples to y."""
+        labels, index = self.data.train.targets, self.index
+        torch.gather(labels.expand(len(self.y), -1), 1, index.expand(self.y.shape), out=self.y)
 
 
 @dataclass
@@ -183,7 +184,9 @@ class Steps:
         self.hands = []
         for _ in range(hands):
             grad = torch.zeros_like(theta)
-            workspace = Workspace(theta.dtype, theta.device, LOW.get(settings.precision))
+            workspace = Workspace(
+                theta.dtype, theta.device, LOW.get(settings.precision), settings.compile
+            )
             self.hands.append(Hand(workspace, grad, network.layout.views(grad)))
         self._gaps = network.layout.gaps(self.hands[0].grad)
         self._crew = ThreadPoolExecutor(hands - 1) if hands > 1 else None
@@ -200,19 +203,22 @@ class Steps:
         if count not in self._batches:
             self._batches[count] = self._prepare(Batch(index, self.data, self.network))
         batch = self._batches[count]
+        batch.index.copy_(index)
+        batch.gather_labels()
         self._clock.fill_(number << 32)
+        if batch.x.is_cuda:
+            torch.backends.cuda.matmul.allow_tf32 = self.settings.precision == "tf32"
         self._set_rate(schedule(step=number, **self.schedule))
         self.optimizer.prepare(self.rate, number + 1)
-        batch.gather(index, self.data)
         if self.data.augment:
+            batch.gather(slice(count))
             seeds = [r.seed for r in self.replicas[: len(batch.x)]]
-            self.hands[0].workspace.begin(("augment", count))
-            batch.x.copy_(self.data.augment.apply(batch.x, seeds, number, self.hands[0].workspace))
-        others = (
-            [self._crew.submit(self._help, share) for share in batch.shares[1:]]
-            if self._crew
-            else []
-        )
+            workspace = self.hands[0].workspace
+            workspace.begin(("augment", count))
+            batch.x.copy_(self.data.augment.apply(batch.x, seeds, number, workspace))
+        others = []
+        if self._crew is not None:
+            others = [self._crew.submit(self._help, share) for share in batch.shares[1:]]
         batch.shares[0]()
         for other in others:
             other.result()
@@ -234,9 +240,11 @@ class Steps:
     def _prepare(self, batch: Batch) -> Batch:
         """Say what a step does to a batch: each hand has a share of the samples, one after another
         so many that what becomes of them stays in the cache."""
+        how = "graph" if self.network.theta.is_cuda else "calls"
+        how = "compile" if self.settings.compile else how
         count = batch.y.shape[1]
         most = count
-        if self.network.convolutional:
+        if self.network.convolutional and how == "calls":
             most = max(1, PIECE // self.network.activations)
         hands = self.hands[: -(-count // most)]
         share = -(-count // len(hands))
@@ -246,10 +254,10 @@ class Steps:
         shares = [pieces[i * each : (i + 1) * each] for i in range(len(hands))]
         alone = self.plain and [len(pieces) for pieces in shares] == [1]
         batch.shares = [
-            Replay(partial(self._backpropagate, batch, pieces, hand, alone))
+            Replay(partial(self._backpropagate, batch, pieces, hand, alone), how)
             for pieces, hand in zip(shares, hands, strict=True)
         ]
-        batch.finish = Replay(partial(self._finish, hands, alone))
+        batch.finish = Replay(partial(self._finish, hands, alone), how)
         return batch
 
     def _backpropagate(self, batch: Batch, pieces: list[slice], hand: Hand, alone: bool) -> None:
@@ -261,6 +269,8 @@ class Steps:
         network, settings, workspace = self.network, self.settings, hand.workspace
         count = batch.y.shape[1]
         for number, piece in enumerate(pieces):
+            if not self.data.augment:
+                batch.gather(piece)
             x, y = batch.x[:, piece], batch.y[:, piece]
             noise = Noise(self._noise_seeds, self._clock, piece.start)
             workspace.begin(("train", x.shape[1]), noise)

@@ -109,7 +109,9 @@ class Training:
         theta = network.theta
         self.initial_norms = diagnosis.norms(network, network.params)
         weights = _class_weights(settings, data.train.targets, network.classes, theta)
-        self.parts, self.workers, self.hands, self.threads = divide(network, batch_size)
+        self.parts, self.workers, self.hands, self.threads = divide(
+            network, batch_size, settings.compile
+        )
         learned = data.train
         if settings.precision == "bf16" and not (network.convolutional or data.augment):
             learned = Samples(data.train.x.bfloat16(), data.train.y)  # a product rounds them anyway
@@ -389,7 +391,7 @@ _PROGRESS = (
 )
 
 
-def divide(network: Network, batch_size: int) -> tuple[list[slice], int, int, int]:
+def divide(network: Network, batch_size: int, compiled: bool) -> tuple[list[slice], int, int, int]:
     """Which replicas are trained together, how many such shards side by side, how many hands have a
     share of each batch, and the threads of each product.
 
@@ -398,8 +400,9 @@ def divide(network: Network, batch_size: int) -> tuple[list[slice], int, int, in
     while operations on all of them at once still save calls.
     """
     replicas, cores = network.replicas, torch.get_num_threads()
-    if replicas == 1 or network.theta.is_cuda:
-        hands = cores if network.convolutional and not network.theta.is_cuda else 1
+    if replicas == 1 or network.theta.is_cuda or compiled:
+        shared = network.convolutional and not (network.theta.is_cuda or compiled)
+        hands = cores if shared else 1
         return [slice(0, replicas)], 1, hands, cores if hands == 1 else 1
     workers = min(replicas, cores)
     most = max(1, SHARD // network.numbers(batch_size))

@@ -53,12 +53,14 @@ class Workspace:
 
     `begin(key)` starts a step; results of the step before with that key are then overwritten.
     `noise` is None in evaluation, which turns dropout off. `low` is the type that large products
-    are computed in, None for `dtype` itself.
+    are computed in, None for `dtype` itself. With `fresh` every buffer is new memory, as
+    torch.compile wants it, which plans memory itself.
     """
 
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
     low: torch.dtype | None = None
+    fresh: bool = False
     noise: Noise | None = None
     _pools: dict[Hashable, list[Tensor]] = field(default_factory=dict, repr=False)
     _constants: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
@@ -67,9 +69,10 @@ class Workspace:
 
     def begin(self, key: Hashable, noise: Noise | None = None) -> None:
         """Start a step over batches of the shape that `key` stands for."""
-        self._pool = self._pools.setdefault(key, [])
-        self._next = 0
         self.noise = noise
+        if not self.fresh:
+            self._pool = self._pools.setdefault(key, [])
+            self._next = 0
 
     def empty(
         self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype | None = None
@@ -80,6 +83,8 @@ class Workspace:
         matrices column by column.
         """
         dtype = dtype or self.dtype
+        if self.fresh:
+            return torch.empty(tuple(shape), dtype=dtype, device=self.device)
         if self._next == len(self._pool):
             self._pool.append(self._make(shape, dtype))
         buffer = self._pool[self._next]
