@@ -421,11 +421,13 @@ def image_grid(
     """Images (n, H, W) or (n, C, H, W) under their captions."""
     rows = max(1, -(-len(images) // columns))
     figure = _figure(1.35 * columns, 1.75 * rows + 0.5, title)
-    for axes in figure.subplots(rows, columns, squeeze=False).flat:
-        axes.axis("off")
-    for axes, image, caption in zip(figure.axes, images, captions, strict=False):
-        draw_image(axes, image)
-        axes.set_title(literal(caption), fontsize=8)
+    axes = figure.subplots()  # one for all: to lay out one for each would take a second
+    axes.axis("off")
+    for i, (image, caption) in enumerate(zip(images, captions, strict=False)):
+        left, top = 1.25 * (i % columns), -1.6 * (i // columns)
+        draw_image(axes, image, (left, left + 1, top - 1, top))
+        axes.text(left + 0.5, top + 0.05, literal(caption), ha="center", va="bottom", fontsize=8)
+    axes.set(xlim=(-0.1, 1.25 * columns - 0.15), ylim=(-1.6 * rows + 0.5, 0.5))
     return figure
 
 
@@ -459,11 +461,14 @@ def class_grid(
     return figure
 
 
-def draw_image(axes: "Axes", image: np.ndarray) -> None:
-    """An image (H, W) or (C, H, W), one channel as black on white."""
+def draw_image(
+    axes: "Axes", image: np.ndarray, extent: tuple[float, float, float, float] | None = None
+) -> None:
+    """An image (H, W) or (C, H, W), one channel as black on white, at (left, right, bottom, top) of
+    the axes."""
     if image.ndim == 3:
         image = np.moveaxis(image, 0, -1) if len(image) in (3, 4) else image[0]
-    axes.imshow(image, cmap="gray_r")
+    axes.imshow(image, cmap="gray_r", extent=extent)
 
 
 def marginals(factors: Mapping[str, Sequence[dict[str, Any]]], title: str) -> "Figure":

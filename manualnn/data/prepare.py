@@ -36,6 +36,12 @@ class Normalization:
         deviation) or "feature" (one each per feature). A constant feature is only shifted."""
         if kind in ("none", "unit"):
             return cls(kind, 0.0, 255.0 if kind == "unit" else 1.0)
+        if kind == "standard" and images.dtype == torch.uint8:  # each of 256 values at once
+            counts = images.flatten().bincount(minlength=256).double()
+            values = torch.arange(256, dtype=torch.float64)
+            mean = values @ counts / images.numel()
+            std = ((values - mean).square() @ counts / images.numel()).sqrt()
+            return cls(kind, float(mean), float(std) or 1.0)
         dims = [0] if kind == "feature" else list(range(images.dim()))
         count = len(images) if kind == "feature" else images.numel()
         chunks = images.split(4096)
