@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .errors import InputError
 from .evaluation import RUNS, choose_device, draw_evaluation, evaluate_weights, newest_run
 from .files import package_version, replacing, write_csv, write_text, writing
 from .network import Network, read_tensors, save_weights
-from .training import DTYPES, Event, Note, Record, Training, threads
+from .training import DTYPES, Event, Note, Record, Training, most_at_once, threads
 
 MEASURES = [
     f"{part}_{name}" for part in ("test", "valid", "train") for name in ("accuracy", "loss")
@@ -52,14 +53,9 @@ def build(
                 data[key] = _read(config.data, corruption, dtype, device)
         dataset, prepared = data[key]
         assert dataset.class_names is not None
-        network = Network(
-            population.layers(),
-            prepared.shape,
-            len(dataset.class_names),
-            len(replicas),
-            dtype,
-            device,
-        )
+        classes = len(dataset.class_names)
+        layers = population.layers()
+        network = Network(layers, prepared.shape, classes, len(replicas), dtype, device)
         if prepared.test:
             check_labels(
                 prepared.test.y,
@@ -76,6 +72,18 @@ def build(
             raise
         raise InputError(f"{config.name}: the networks do not fit into memory ({error})") from None
     return training, dataset
+
+
+def split(
+    population: Population, device: torch.device, data: dict[str, Data] | None = None
+) -> list[int]:
+    """How many of its networks, one after another, are trained at once: what fits into memory."""
+    training, _ = build(replace(population, replicas=population.replicas[:1]), device, data)
+    most = most_at_once(training.network, population.config.train)
+    count = len(population.replicas)
+    parts = -(-count // most)
+    edges = [i * count // parts for i in range(parts + 1)]
+    return [b - a for a, b in pairwise(edges)]
 
 
 def _read(
@@ -121,6 +129,12 @@ def dry_run(config: Config, device: str = "auto", steps: int = 2) -> list[Traini
     return trainings
 
 
+def _parts(population: Population, sizes: list[int]) -> list[Population]:
+    """The population in parts of these sizes."""
+    ends = list(accumulate(sizes, initial=0))
+    return [replace(population, replicas=population.replicas[a:b]) for a, b in pairwise(ends)]
+
+
 class Run:
     """A config's networks with a folder: iterate `train()`, then read `metrics`.
 
@@ -156,17 +170,19 @@ class Run:
         self.finished: list[Record] = []
         self.notes: list[dict[str, Any]] = []
         self.seconds, self.samples = 0.0, 0
+        self.sizes: list[list[int]] = []  # of each population the numbers of networks at once
         state = None
         if (self.folder / "checkpoint.pt").exists():
             state = self._restore(self.folder / "checkpoint.pt")
         self.populations = self.config.populations()
+        self._data: dict[str, Data] = {}
+        if not self.sizes:  # all must be possible before one is trained
+            self.sizes = [split(p, self.device, self._data) for p in self.populations]
+        self.populations = list(chain.from_iterable(map(_parts, self.populations, self.sizes)))
         networks = [(r.label, r.seed) for p in self.populations for r in p.replicas]
         self.several = len(networks) > 1
         self.files = _file_names(networks)
-        self._data: dict[str, Data] = {}
         self.saved_epoch = 0
-        for population in self.populations[self.number + 1 :]:
-            build(population, self.device, self._data)  # all must fit before one is trained
         self._begin()
         if state is not None:
             self._resume(state)
@@ -366,7 +382,7 @@ class Run:
 
 
 _SHARED = ("parameters", "train_samples", "classes", "test_classes", "outputs")
-_BEFORE = ("number", "runs", "notes", "seconds", "samples")
+_BEFORE = ("number", "runs", "notes", "seconds", "samples", "sizes")
 _SPLIT = ("source", "train_samples", "valid", "stratify", "seed", "labels", "test_labels")
 
 

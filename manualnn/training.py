@@ -4,12 +4,15 @@ Shapes: R replicas, B samples of a batch, N samples of the training part, P para
 """
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,6 +131,7 @@ class Training:
             )
             for part in self.parts
         ]
+        self._spare = [Workspace(theta.dtype, theta.device) for _ in range(self.workers)]
         # What a checkpoint holds besides theta and the optimizer's state:
         self.epoch = self.step_number = 0
         self.seconds = 0.0
@@ -378,8 +382,12 @@ class Training:
 
         def work(part: slice, shard: Steps) -> list[tuple[float | None, float | None]]:
             own = _of_replicas(samples, part)
-            with threads(self.threads):
-                return evaluate(shard.network, own, self.settings.loss, shard.hands[0].workspace)
+            workspace = self._spare.pop()  # one for each worker, whatever it measures
+            try:
+                with threads(self.threads):
+                    return evaluate(shard.network, own, self.settings.loss, workspace)
+            finally:
+                self._spare.append(workspace)
 
         with ThreadPoolExecutor(self.workers) as pool:
             return list(chain.from_iterable(pool.map(work, self.parts, self.shards)))
@@ -410,6 +418,31 @@ def divide(network: Network, batch_size: int, compiled: bool) -> tuple[list[slic
     edges = [i * replicas // (rounds * workers) for i in range(rounds * workers + 1)]
     parts = [slice(a, b) for a, b in pairwise(edges) if a < b]
     return parts, workers, 1, max(1, cores // workers)
+
+
+def most_at_once(network: Network, settings: Train) -> int:
+    """How many networks like this one may train together in half of the memory that is free."""
+    state = 1 if settings.optimizer.name == "sgd" else 3
+    rows = 3 + state  # parameters, those kept, gradient
+    batch = settings.batch_size * network.activations
+    numbers = rows * network.layout.width + 4 * batch  # forward, backward, and what they round to
+    each = numbers * network.theta.element_size()
+    return max(1, free_memory(network.theta.device) // 2 // each)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on a device; on the CPU within the limit of its control group."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [sys.maxsize]
+    with suppress(OSError, ValueError):
+        [line] = [x for x in Path("/proc/meminfo").read_text().splitlines() if "MemAvail" in x]
+        found.append(1024 * int(line.split()[1]))
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        found.append(int((group / "memory.max").read_text()) - used)
+    return max(0, min(found))
 
 
 def _of_replicas(samples: Samples, part: slice) -> Samples:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from manualnn import evaluate_hw1, experiment
+from manualnn import evaluate_hw1, experiment, training
 
 from .conftest import write_folder, write_idx
 
@@ -573,3 +573,17 @@ def test_a_last_layer_wider_than_the_classes(run, small):
     code, out, _ = run("evaluate", "wide", "--json")
     per_class = json.loads(out)["per_class"]
     assert [row["n"] > 0 for row in per_class] == [True] * 4 + [False] * 2
+
+
+def test_a_population_that_does_not_fit_into_memory_is_split(run, small, tmp_path, monkeypatch):
+    """The same weights to the bit; an interrupted run keeps the split that it began with."""
+    arguments = [*small, "--set", "train.seeds=[0, 1, 2, 3]", "--epochs", "2"]
+    whole = json.loads(run(*arguments, "--json", "--out", tmp_path / "whole")[1])
+    monkeypatch.setattr(training, "free_memory", lambda device: 2**18)
+    split = json.loads(run(*arguments, "--json", "--out", tmp_path / "split")[1])
+    assert json.dumps(whole["runs"]) == json.dumps(split["runs"])
+    for name in sorted(path.name for path in (tmp_path / "whole" / "weights").iterdir()):
+        pairs = [torch.load(tmp_path / folder / "weights" / name) for folder in ("whole", "split")]
+        assert all(pairs[0][key].equal(pairs[1][key]) for key in ("w1", "b1", "w2", "b2"))
+    state = torch.load(tmp_path / "split" / "checkpoint.pt")
+    assert state["sizes"] == [[2, 2]]
