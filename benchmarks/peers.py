@@ -393,6 +393,8 @@ class Jax:
 class Sklearn:
     """scikit-learn's MLPClassifier, an epoch as one `fit` with warm_start; it shuffles itself."""
 
+    whole = True  # always trains for an epoch
+
     def __init__(self, work: Work, device: str) -> None:
         from sklearn.neural_network import MLPClassifier
 

@@ -1,9 +1,9 @@
-"""One peer on one work in a process of its own: an epoch for every line of input.
+"""One peer on one work in a process of its own, told by lines of input when to train.
 
     python -m benchmarks.worker PEER WORK [DEVICE]
 
-A line is the number of steps (0: the whole epoch); the answer is JSON with the seconds of it. At
-the end of input follow the test accuracies and the peak memory in MiB.
+A line is a number of steps (0: an epoch); the answer is JSON with the seconds that an epoch of such
+steps takes. At the end of input follow the test accuracies and the peak memory in MiB.
 """
 
 import json
@@ -36,18 +36,22 @@ def main(peer: str, name: str, device: str = "cpu") -> None:
         say(unfit=str(error) if isinstance(error, UnfitError) else f"{error.name} is not installed")
         return
     say(ready=time.perf_counter() - begin)
+    compiled, trained = 0, 0
     for epoch, line in enumerate(sys.stdin, 1):
         order = orders(work, epoch)
-        order = order[: int(line) or len(order)]
-        if epoch == 1 and peer == "JAX":
-            made.train(order)  # compiles for this number of steps
+        if not getattr(made, "whole", False):
+            order = order[: int(line) or len(order)]
+        if peer == "JAX" and len(order) != compiled:  # which compiles for each number of steps
+            made.train(order)
+            compiled = len(order)
         begin = time.perf_counter()
         made.train(order)
         wait()
         say(seconds=(time.perf_counter() - begin) * work.steps / len(order))
+        trained += len(order)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cuda = torch.cuda.max_memory_allocated() / 2**20 if device != "cpu" else None
-    say(accuracies=made.accuracies(), peak=peak, cuda_peak=cuda)
+    say(accuracies=made.accuracies(), peak=peak, cuda_peak=cuda, epochs=trained / work.steps)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def find(name: str) -> Work:
             work = replace(work, layers=(*hidden, ["linear", "classes"]))
         else:
             kind = type(getattr(work, key))
-            work = replace(work, **{key: kind(value)})
+            work = replace(work, **{key: kind(int(value) if kind is bool else value)})
     return work
 
 
@@ -164,15 +164,18 @@ def orders(work: Work, epoch: int) -> Tensor:
     return order.view(rows, work.steps, work.batch_size).transpose(0, 1).contiguous()
 
 
-def peak_flops(threads: int) -> float:
-    """FLOP per second of large float32 products here."""
+def peak_flops(threads: int, device: str = "cpu") -> float:
+    """FLOP per second of large float32 products."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    a, b = torch.randn(2, 1536, 1536)
-    out, best = torch.empty(1536, 1536), math.inf
+    size = 1536 if device == "cpu" else 8192
+    a, b = torch.randn(2, size, size, device=device)
+    out, best = torch.empty(size, size, device=device), math.inf
     for _ in range(12):
         begin = time.perf_counter()
         torch.mm(a, b, out=out)
+        if device != "cpu":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begin)
     torch.set_num_threads(before)
-    return 2 * 1536**3 / best
+    return 2 * size**3 / best
