@@ -55,10 +55,11 @@ class Worker:
     def finish(self) -> None:
         if self.process.stdin:
             self.process.stdin.close()
+            self.process.stdin = None
         if not self.unfit:
             self.end = self._read()
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None and self.process.stderr is not None

@@ -198,6 +198,7 @@ class Training:
         """All that a later `restore` needs to go on bit for bit: tensors and plain values."""
         return {
             "theta": self.network.theta,
+            "strides": self._strides(),
             "optimizer": {
                 name: torch.cat([shard.optimizer.state[name] for shard in self.shards])
                 for name in self.shards[0].optimizer.state
@@ -208,7 +209,10 @@ class Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`; KeyError, RuntimeError or TypeError if it is of another run."""
+        """Go on from a `state`; KeyError, RuntimeError or TypeError if it is of another run, or of
+        a version that had the parameters in another order in memory."""
+        if state["strides"] != self._strides():
+            raise KeyError("strides")
         self.network.theta.copy_(state["theta"])
         self.kept.copy_(state["kept"])
         for part, shard in zip(self.parts, self.shards, strict=True):
@@ -217,6 +221,11 @@ class Training:
         for name in _PROGRESS:
             setattr(self, name, state["progress"][name])
         self.records = [Record(**record) for record in state["records"]]
+
+    def _strides(self) -> list[list[int]]:
+        """How each parameter lies in a row of theta."""
+        views = [view for named in self.network.params for view in named.values()]
+        return [list(view.stride()[1:]) for view in views]
 
     def _train_epoch(self) -> Iterator[Progress]:
         for shard in self.shards:
