@@ -20,6 +20,7 @@ from torch import Tensor
 from .capture import Replay
 from .config import Replica, Train
 from .data import Prepared
+from .layers import Dropout
 from .losses import LOSSES, Loss, hits
 from .network import Network
 from .optimizers import SGD, Adam, Optimizer, Penalty, schedule
@@ -122,10 +123,11 @@ class Batch:
         for out, chosen in zip(self.x[:, piece], self.index[:, piece], strict=True):
             torch.index_select(self.data.train.x, 0, chosen, out=out)
 
-    def gather_labels(self) -> None:
-        """Copy the labels of all samples to y."""
-        labels, index = self.data.train.targets, self.index
-        torch.gather(labels.expand(len(self.y), -1), 1, index.expand(self.y.shape), out=self.y)
+    def gather_labels(self, piece: slice) -> None:
+        """Copy their labels to y."""
+        labels, out = self.data.train.targets, self.y[:, piece]
+        index = self.index[:, piece].expand(out.shape)
+        torch.gather(labels.expand(len(out), -1), 1, index, out=out)
 
 
 @dataclass
@@ -191,37 +193,43 @@ class Steps:
         self._gaps = network.layout.gaps(self.hands[0].grad)
         self._crew = ThreadPoolExecutor(hands - 1) if hands > 1 else None
         self._clock = clock().to(theta.device)
+        self._random = any(isinstance(layer, Dropout) for layer in network.layers)
         self._noise_seeds = torch.tensor(
             [[mix(replica.seed, DROPOUT_STREAM)] for replica in replicas], device=theta.device
         )
         self._batches: dict[int, Batch] = {}  # of each size
 
     @torch.inference_mode()
-    def step(self, index: Tensor, number: int) -> None:
-        """Step `number` of the run, from 0, on the samples `index` (R or 1, B)."""
+    def train(self, batches: list[Tensor], first: int) -> None:
+        """Steps `first` and on of the run, from 0, on the samples `batches`, each (R or 1, B)."""
+        for number, index in enumerate(batches, first):
+            self._step(index, number)
+
+    def _step(self, index: Tensor, number: int) -> None:
         count = index.shape[1]
         if count not in self._batches:
             self._batches[count] = self._prepare(Batch(index, self.data, self.network))
         batch = self._batches[count]
         batch.index.copy_(index)
-        batch.gather_labels()
-        self._clock.fill_(number << 32)
-        if batch.x.is_cuda:
-            torch.backends.cuda.matmul.allow_tf32 = self.settings.precision == "tf32"
         self._set_rate(schedule(step=number, **self.schedule))
         self.optimizer.prepare(self.rate, number + 1)
+        if self._random:
+            self._clock.fill_(number << 32)
+        if batch.x.is_cuda:
+            torch.backends.cuda.matmul.allow_tf32 = self.settings.precision == "tf32"
         if self.data.augment:
             batch.gather(slice(count))
             seeds = [r.seed for r in self.replicas[: len(batch.x)]]
             workspace = self.hands[0].workspace
             workspace.begin(("augment", count))
             batch.x.copy_(self.data.augment.apply(batch.x, seeds, number, workspace))
-        others = []
-        if self._crew is not None:
+        if self._crew is None:
+            batch.shares[0]()
+        else:
             others = [self._crew.submit(self._help, share) for share in batch.shares[1:]]
-        batch.shares[0]()
-        for other in others:
-            other.result()
+            batch.shares[0]()
+            for other in others:
+                other.result()
         batch.finish()
         self.tally.add(batch.logits, batch.y)
 
@@ -269,6 +277,7 @@ class Steps:
         network, settings, workspace = self.network, self.settings, hand.workspace
         count = batch.y.shape[1]
         for number, piece in enumerate(pieces):
+            batch.gather_labels(piece)
             if not self.data.augment:
                 batch.gather(piece)
             x, y = batch.x[:, piece], batch.y[:, piece]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -181,10 +181,19 @@ class Training:
 
     def step(self, index: Tensor) -> None:
         """One training step on the samples `index` (R or 1, B)."""
+        self._steps([index])
+
+    def _steps(self, batches: list[Tensor]) -> None:
+        for i in range(len(self.shards)):
+            self._steps_of(i, batches, self.step_number)
+        self.step_number += len(batches)
+
+    def _steps_of(self, i: int, batches: list[Tensor], first: int) -> None:
+        """Train shard i on the batches, from step `first` of the run."""
+        if len(self.parts) > 1 and len(batches[0]) > 1:
+            batches = [index[self.parts[i]] for index in batches]
         with threads(self.threads):
-            for part, shard in zip(self.parts, self.shards, strict=True):
-                shard.step(index[part] if len(index) > 1 else index, self.step_number)
-        self.step_number += 1
+            self.shards[i].train(batches, first)
 
     def totals(self) -> Tensor:
         """(2, R): the sums over the epoch's samples of the losses and of the hits."""
@@ -242,30 +251,27 @@ class Training:
 
     def walk(self, batches: Iterator[Tensor]) -> Iterator[int]:
         """Train on the batches; now and then how many are done."""
-        if self.workers == 1:
-            return self._together(batches)
-        return self._side_by_side(list(batches))
+        some = [list(part) for part in chunked(batches, 16)]
+        return self._together(some) if self.workers == 1 else self._side_by_side(some)
 
-    def _together(self, batches: Iterator[Tensor]) -> Iterator[int]:
-        """All shards batch by batch."""
-        for number, index in enumerate(batches, 1):
-            self.step(index)
-            if number % 16 == 0:
-                yield number
+    def _together(self, some: list[list[Tensor]]) -> Iterator[int]:
+        """All shards on some batches, and on the next."""
+        done = 0
+        for batches in some:
+            self._steps(batches)
+            done += len(batches)
+            yield done
 
-    def _side_by_side(self, batches: list[Tensor]) -> Iterator[int]:
+    def _side_by_side(self, some: list[list[Tensor]]) -> Iterator[int]:
         """Each shard on its own, `workers` of them at a time."""
         stop, done = threading.Event(), [0] * len(self.shards)
 
         def train(i: int) -> None:
-            part, shard = self.parts[i], self.shards[i]
-            with threads(self.threads):
-                for number, index in enumerate(batches):
-                    if stop.is_set():
-                        break
-                    own = index[part] if len(index) > 1 else index
-                    shard.step(own, self.step_number + number)
-                    done[i] += 1
+            for batches in some:
+                if stop.is_set():
+                    break
+                self._steps_of(i, batches, self.step_number + done[i])
+                done[i] += len(batches)
 
         with ThreadPoolExecutor(self.workers) as pool:
             try:
@@ -277,7 +283,7 @@ class Training:
                     yield sum(done) // len(done)
             finally:
                 stop.set()
-        self.step_number += len(batches)
+        self.step_number += done[0]
 
     def _diagnose(self) -> Iterator[Note]:
         """What ails the live replicas, each ailment told once; short epochs share a look."""
@@ -406,6 +412,12 @@ _PROGRESS = (
     *("epoch", "step_number", "seconds", "ended", "diverged", "best", "best_epoch"),
     *("ailments", "diagnosed", "looked_losses"),
 )
+
+
+def chunked(items: Iterator[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
+    """The items, `size` at a time."""
+    while some := tuple(islice(items, size)):
+        yield some
 
 
 def divide(network: Network, batch_size: int, compiled: bool) -> tuple[list[slice], int, int, int]:

@@ -183,9 +183,9 @@ def test_a_step_outside_inference_mode_is_caught():
     training = shipped_training("mnist-mlp")
     index = next(training.batches(1))
     shard = training.shards[0]
-    step = type(shard).step.__wrapped__
-    assert rules.runtime_violations(lambda: shard.step(index, 0)) == set()
-    assert any("inference" in v for v in rules.runtime_violations(lambda: step(shard, index, 1)))
+    train = type(shard).train.__wrapped__
+    assert rules.runtime_violations(lambda: shard.train([index], 0)) == set()
+    assert any("inference" in v for v in rules.runtime_violations(lambda: train(shard, [index], 1)))
 
 
 def test_a_step_allocates_no_new_buffers():

@@ -144,10 +144,10 @@ def test_an_error_in_a_shard_ends_the_training(monkeypatch):
     if made.workers == 1:
         pytest.skip("one core")
 
-    def broken(index, number):
+    def broken(batches, first):
         raise ArithmeticError("broken")
 
-    monkeypatch.setattr(made.shards[-1], "step", broken)
+    monkeypatch.setattr(made.shards[-1], "train", broken)
     with pytest.raises(ArithmeticError, match="broken"):
         for _ in made.run():
             pass

@@ -352,9 +352,9 @@ def test_drop_last_and_progress():
     training = training_of(config, data)
     assert training.steps_per_epoch == 25
     events = list(training.run())
-    assert [type(event) for event in events] == [Progress, list]
-    assert events[0].samples == 64
-    assert events[1][0].step == 25
+    assert [type(event) for event in events] == [Progress, Progress, list]
+    assert [event.samples for event in events[:2]] == [64, 100]
+    assert events[2][0].step == 25
     with pytest.raises(InputError, match="leaves no batch"):
         training_of(config_of(train__batch_size=200, train__drop_last=True), data)
 
