@@ -1,6 +1,6 @@
 """`python -m benchmarks [NAME]`: what is measured, how long it takes, and where it is written.
 
-    peers     seconds per epoch of W1 to W6S against every peer that is installed (20 min)
+    peers     seconds per epoch of W1 to W6S against every peer that is installed (12 min)
     growth    time against width, depth, batch size, samples and networks (6 min)
     accuracy  seconds of training until 97, 98 and 99 % of the test images are right (6 min)
     steady    bytes allocated and page faults per step (1 min)
@@ -36,8 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
         peers = options.peers.split(",") if options.peers else CPU_PEERS
         if options.quick and not options.peers:
             peers = ["manualnn", "torch eager", "torch ensemble", "JAX", "scikit-learn"]
-        rounds = options.rounds or (3 if options.quick else 7)
-        seconds = 0.3 if options.quick else 1.5
+        rounds = options.rounds or (3 if options.quick else 9)
+        seconds = 0.3 if options.quick else 0.8
         section = "Quick" if options.quick else "Peers"
         against_peers.main(works, rounds, seconds, "cpu", peers, section)
     elif options.name == "growth":

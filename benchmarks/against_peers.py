@@ -4,10 +4,11 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -24,6 +25,7 @@ class Worker:
 
     peer: str
     process: subprocess.Popen
+    errors: IO[str]
     steps: int = 0
     seconds: list[float] = field(default_factory=list)
     end: dict[str, Any] = field(default_factory=dict)
@@ -33,11 +35,12 @@ class Worker:
     @classmethod
     def start(cls, peer: str, work: str, device: str) -> "Worker":
         command = [sys.executable, "-m", "benchmarks.worker", peer, work, device]
+        errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by finish; a pipe may fill up
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
             text=True, cwd=Path(__file__).parent.parent,
         )  # fmt: skip
-        worker = cls(peer, process)
+        worker = cls(peer, process, errors)
         answer = worker._read()
         worker.unfit, worker.ready = answer.get("unfit", ""), answer.get("ready", 0.0)
         return worker
@@ -60,13 +63,15 @@ class Worker:
             self.end = self._read()
         self.process.kill()
         self.process.communicate()
+        self.errors.close()
 
     def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None and self.process.stderr is not None
+        assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        lines = self.process.stderr.read().strip().splitlines()
+        self.errors.seek(0)
+        lines = self.errors.read().strip().splitlines()
         return {"unfit": f"failed: {lines[-1][:80] if lines else 'no output'}"}
 
 

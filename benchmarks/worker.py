@@ -44,6 +44,7 @@ def main(peer: str, name: str, device: str = "cpu") -> None:
         if peer == "JAX" and len(order) != compiled:  # which compiles for each number of steps
             made.train(order)
             compiled = len(order)
+            trained += compiled
         begin = time.perf_counter()
         made.train(order)
         wait()

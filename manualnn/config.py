@@ -121,9 +121,9 @@ class Train:
     """`seeds` makes one replica each and wins over `seed`, which then governs what they share.
 
     `class_weights` scale the gradient of a sample by its class; "balanced" gives every class the
-    same sum. `precision`: bf16 rounds the factors of large products, tf32 those of a GPU's; weights
-    and sums stay in fp32. `compile` gives the step to torch.compile. `target_accuracy` only has the
-    first epoch that reaches it reported.
+    same sum. `precision`: bf16 rounds the factors of large products (on a GPU of all), tf32 those
+    of a GPU; weights and sums stay in fp32. `compile` gives the step to torch.compile.
+    `target_accuracy` only has the first epoch that reaches it reported.
     """
 
     epochs: int = _range(10, at_least=1)

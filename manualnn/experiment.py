@@ -1,5 +1,6 @@
 """From a config to runs, populations and a folder of results."""
 
+import gc
 import json
 import math
 import platform
@@ -79,7 +80,8 @@ def split(
 ) -> list[int]:
     """How many of its networks, one after another, are trained at once: what fits into memory."""
     training, _ = build(replace(population, replicas=population.replicas[:1]), device, data)
-    most = most_at_once(training.network, population.config.train)
+    samples = len(training.data.train)
+    most = most_at_once(training.network, population.config.train, samples)
     count = len(population.replicas)
     parts = -(-count // most)
     edges = [i * count // parts for i in range(parts + 1)]
@@ -222,7 +224,12 @@ class Run:
                 " before is kept, and --resume goes on from it"
             ) from None
 
+    training: Training
+
     def _begin(self) -> None:
+        if self.number:  # the memory of the last ones, before that of the next
+            del self.training
+            gc.collect()
         self.training, self.dataset = build(self.populations[self.number], self.device, self._data)
 
     def _save_epoch(self) -> None:
@@ -260,7 +267,7 @@ class Run:
     def _unfit(self, error: Exception) -> InputError:
         path = self.folder / "checkpoint.pt"
         return InputError(
-            f"{path}: does not fit this config ({type(error).__name__}); remove the folder"
+            f"{path}: of another version or config ({type(error).__name__}); remove the folder"
         )
 
     def _end_population(self) -> None:

@@ -559,7 +559,7 @@ def arrange_pooling(layers: list[Layer]) -> list[Layer]:
     """The same function, faster: pooling before the activations between it and its convolution.
 
     They never fall, so that max f(x) = f(max x), and the gradient of both goes to the same places:
-    where values of f are equal but those of x are not, its slope is 0.
+    where values of f are equal but those of x are not, its slope is 0 (or f was rounded).
     """
     arranged = list(layers)
     for i, conv in enumerate(layers):
@@ -568,7 +568,7 @@ def arrange_pooling(layers: list[Layer]) -> list[Layer]:
             j += 1
         if isinstance(conv, Conv2d) and j < len(layers):
             pooling = layers[j]
-            if isinstance(pooling, MaxPool2d):
+            if isinstance(pooling, MaxPool2d) and pooling.kernel != (1, 1):
                 arranged[i] = replace(conv, pool=pooling.kernel)
                 arranged[i + 1] = replace(pooling, apart=True)
                 arranged[i + 2 : j + 1] = layers[i + 1 : j]

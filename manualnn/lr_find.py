@@ -48,19 +48,15 @@ def find(
     if steps < 4:
         raise InputError(f"--steps {steps}: needs at least 4")
     training = _training(config, rates(low, high, networks), steps, device)
-    start, mark, samples = None, None, 0
-    for number, index in enumerate(_batches(training), 1):
-        training.step(index)
-        if number == 1:
-            start = float(training.totals()[0, 0]) / index.shape[1]
-        if number == steps - steps // 4:
-            mark = training.totals()[0].clone()
-        elif mark is not None:
-            samples += index.shape[1]
-        if number == steps:
-            break
-    assert start is not None and mark is not None
-    losses = ((training.totals()[0] - mark) / samples).tolist()
+    batches = list(itertools.islice(_batches(training), steps))
+    sums, edges = [], [0, 1, steps - steps // 4, steps]
+    for first, end in itertools.pairwise(edges):
+        for _ in training.walk(iter(batches[first:end])):
+            pass
+        sums.append(training.totals()[0].clone())
+    start = float(sums[0][0]) / batches[0].shape[1]
+    samples = sum(index.shape[1] for index in batches[edges[2] :])
+    losses = ((sums[2] - sums[1]) / samples).tolist()
     rows: list[dict[str, Any]] = [
         {"learning_rate": replica.learning_rate, "loss": loss if math.isfinite(loss) else None}
         for replica, loss in zip(training.replicas, losses, strict=True)

@@ -147,8 +147,9 @@ class Network:
 
         The logits are valid until the next chunk.
         """
-        for start in range(0, len(x), self.chunk):
-            yield start, self._evaluate(x[start : start + self.chunk], workspace)
+        chunk = max(1, self.chunk // -(-self.replicas // 8))
+        for start in range(0, len(x), chunk):
+            yield start, self._evaluate(x[start : start + chunk], workspace)
 
     @torch.inference_mode()
     def _evaluate(self, x: Tensor, workspace: Workspace) -> Tensor:

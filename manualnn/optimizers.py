@@ -70,7 +70,8 @@ class Adam:
         self._decayed = None if decay is None else torch.empty_like(theta)
         self._slope = theta.new_empty(len(theta), 1)
         self._floor = theta.new_empty(len(theta), 1)
-        self._tiny = theta.new_tensor(torch.finfo(theta.dtype).tiny * 1e4)
+        # Times 1 - beta2 still above what counts as 0.
+        self._tiny = theta.new_tensor(torch.finfo(theta.dtype).tiny * 1e4 / (1 - beta2))
 
     def prepare(self, learning_rate: Tensor, t: int) -> None:
         # Rate and denominator in one: floor + slope sqrt(v), infinite where the rate is 0.

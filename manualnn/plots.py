@@ -425,7 +425,8 @@ def image_grid(
     axes.axis("off")
     for i, (image, caption) in enumerate(zip(images, captions, strict=False)):
         left, top = 1.25 * (i % columns), -1.6 * (i // columns)
-        draw_image(axes, image, (left, left + 1, top - 1, top))
+        height, width = (size / max(image.shape[-2:]) for size in image.shape[-2:])
+        draw_image(axes, image, (left, left + width, top - height, top))
         axes.text(left + 0.5, top + 0.05, literal(caption), ha="center", va="bottom", fontsize=8)
     axes.set(xlim=(-0.1, 1.25 * columns - 0.15), ylim=(-1.6 * rows + 0.5, 0.5))
     return figure

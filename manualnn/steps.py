@@ -7,7 +7,7 @@ Shapes: R replicas, B samples of a batch, N samples of the training part, P para
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -202,8 +202,13 @@ class Steps:
     @torch.inference_mode()
     def train(self, batches: list[Tensor], first: int) -> None:
         """Steps `first` and on of the run, from 0, on the samples `batches`, each (R or 1, B)."""
-        for number, index in enumerate(batches, first):
-            self._step(index, number)
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = self.settings.precision == "tf32"
+        try:
+            for number, index in enumerate(batches, first):
+                self._step(index, number)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
 
     def _step(self, index: Tensor, number: int) -> None:
         count = index.shape[1]
@@ -215,11 +220,11 @@ class Steps:
         self.optimizer.prepare(self.rate, number + 1)
         if self._random:
             self._clock.fill_(number << 32)
-        if batch.x.is_cuda:
-            torch.backends.cuda.matmul.allow_tf32 = self.settings.precision == "tf32"
         if self.data.augment:
             batch.gather(slice(count))
-            seeds = [r.seed for r in self.replicas[: len(batch.x)]]
+            seeds = [r.seed for r in self.replicas]
+            if self.settings.shared_batches or not self.settings.shuffle:
+                seeds = [self.settings.seed]  # one row for all, also for those of other shards
             workspace = self.hands[0].workspace
             workspace.begin(("augment", count))
             batch.x.copy_(self.data.augment.apply(batch.x, seeds, number, workspace))
@@ -227,7 +232,10 @@ class Steps:
             batch.shares[0]()
         else:
             others = [self._crew.submit(self._help, share) for share in batch.shares[1:]]
-            batch.shares[0]()
+            try:
+                batch.shares[0]()
+            finally:
+                wait(others)
             for other in others:
                 other.result()
         batch.finish()
@@ -259,7 +267,8 @@ class Steps:
         each = -(-share // most)  # pieces of a share
         edges = [i * count // (each * len(hands)) for i in range(each * len(hands) + 1)]
         pieces = [slice(a, b) for a, b in pairwise(edges) if a < b]
-        shares = [pieces[i * each : (i + 1) * each] for i in range(len(hands))]
+        shares = [pieces[i : i + each] for i in range(0, len(pieces), each)]
+        hands = hands[: len(shares)]
         alone = self.plain and [len(pieces) for pieces in shares] == [1]
         batch.shares = [
             Replay(partial(self._backpropagate, batch, pieces, hand, alone), how)

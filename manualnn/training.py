@@ -22,10 +22,11 @@ from . import diagnosis
 from .config import Replica, Train
 from .data import Prepared, Samples
 from .errors import InputError
+from .layers import ChannelsLast, Flatten, Linear, lowered
 from .losses import LOSSES, outputs
 from .network import Network
 from .optimizers import schedule
-from .steps import Steps, measure, threads
+from .steps import LOW, Steps, measure, threads
 from .workspace import Workspace, generator
 
 ORDER_STREAM = 0x0D01
@@ -112,12 +113,16 @@ class Training:
         theta = network.theta
         self.initial_norms = diagnosis.norms(network, network.params)
         weights = _class_weights(settings, data.train.targets, network.classes, theta)
+        if settings.compile:
+            torch.compiler.reset()  # it keeps a few of the functions of one name only
+        batch_size = min(batch_size, samples)
         self.parts, self.workers, self.hands, self.threads = divide(
             network, batch_size, settings.compile
         )
+        self._measuring = max(1, torch.get_num_threads() // self.workers)  # threads
         learned = data.train
-        if settings.precision == "bf16" and not (network.convolutional or data.augment):
-            learned = Samples(data.train.x.bfloat16(), data.train.y)  # a product rounds them anyway
+        if low := _first_product(network, settings, batch_size, data):
+            learned = Samples(data.train.x.to(low), data.train.y)  # which the product would round
         self.shards = [
             Steps(
                 network.part(part),
@@ -281,9 +286,11 @@ class Training:
                     for future in ended:
                         future.result()  # raises what its shard raised
                     yield sum(done) // len(done)
+                for future in running:
+                    future.result()
             finally:
                 stop.set()
-        self.step_number += done[0]
+        self.step_number += sum(map(len, some))
 
     def _diagnose(self) -> Iterator[Note]:
         """What ails the live replicas, each ailment told once; short epochs share a look."""
@@ -399,7 +406,7 @@ class Training:
             own = _of_replicas(samples, part)
             workspace = self._spare.pop()  # one for each worker, whatever it measures
             try:
-                with threads(self.threads):
+                with threads(self._measuring):
                     return evaluate(shard.network, own, self.settings.loss, workspace)
             finally:
                 self._spare.append(workspace)
@@ -441,12 +448,26 @@ def divide(network: Network, batch_size: int, compiled: bool) -> tuple[list[slic
     return parts, workers, 1, max(1, cores // workers)
 
 
-def most_at_once(network: Network, settings: Train) -> int:
+def _first_product(
+    network: Network, settings: Train, batch_size: int, data: Prepared
+) -> torch.dtype | None:
+    """The low type of the first layer's product, if that is what takes the samples as they are."""
+    layers = (x for x in network.layers if not isinstance(x, Flatten | ChannelsLast))
+    first = next(layers)
+    if not isinstance(first, Linear) or data.augment:
+        return None
+    workspace = Workspace(torch.float32, network.theta.device, LOW.get(settings.precision))
+    out = torch.Size((1, batch_size, first.units))
+    return lowered(out, math.prod(data.shape), workspace)
+
+
+def most_at_once(network: Network, settings: Train, samples: int) -> int:
     """How many networks like this one may train together in half of the memory that is free."""
     state = 1 if settings.optimizer.name == "sgd" else 3
     rows = 3 + state  # parameters, those kept, gradient
-    batch = settings.batch_size * network.activations
-    numbers = rows * network.layout.width + 4 * batch  # forward, backward, and what they round to
+    # Forward, backward, and what they round to; or a chunk of an evaluation.
+    batch = max(4 * min(settings.batch_size, samples), network.chunk // 8) * network.activations
+    numbers = rows * network.layout.width + batch + 2 * samples  # and their order
     each = numbers * network.theta.element_size()
     return max(1, free_memory(network.theta.device) // 2 // each)
 
@@ -462,6 +483,8 @@ def free_memory(device: torch.device) -> int:
     with suppress(OSError, ValueError):  # "max" where there is no limit
         group = Path("/sys/fs/cgroup")
         used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used -= int(stat.get("inactive_file", 0))  # a cache that gives way
         found.append(int((group / "memory.max").read_text()) - used)
     return max(0, min(found))
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from benchmarks.steady import allocations
 from manualnn import steps, training
 from manualnn.config import parse_config
+from manualnn.data.augment import Augment
 from manualnn.experiment import build
 from manualnn.layers import arrange_pooling, build_layers
 from manualnn.network import Network
@@ -72,6 +74,7 @@ def test_pieces_and_shares_of_a_batch_give_the_gradient_of_the_whole(seeds, mome
     [["conv2d", 4, 3], ["relu"], ["max_pool2d", 2]],
     [["conv2d", 3, [3, 2], {"stride": 2}], ["sigmoid"], ["relu"], ["max_pool2d", [3, 2]]],
     [["conv2d", 4, 2], ["max_pool2d", 2], ["max_pool2d", 2], ["relu"]],
+    [["conv2d", 4, 2], ["relu"], ["max_pool2d", 2], ["conv2d", 3, 2], ["max_pool2d", 1]],
 ])  # fmt: skip
 def test_pooling_first_gives_the_same(layers):
     """Outputs and all gradients, also the one at x, of layers as they are and as arranged."""
@@ -151,3 +154,86 @@ def test_an_error_in_a_shard_ends_the_training(monkeypatch):
     with pytest.raises(ArithmeticError, match="broken"):
         for _ in made.run():
             pass
+
+
+def test_the_last_shard_to_fail_is_heard_of(monkeypatch):
+    """While nobody waits for it, as its neighbours are done."""
+    made = training_of(config_of(train__seeds=[0, 1]), random_data())
+    if made.workers == 1:
+        pytest.skip("one core")
+
+    def broken(batches, first):
+        time.sleep(0.3)
+        raise ArithmeticError("broken")
+
+    monkeypatch.setattr(made.shards[1], "train", broken)
+    with pytest.raises(ArithmeticError, match="broken"):
+        for _ in made.run():
+            time.sleep(0.4)
+    assert made.epoch == 0 and made.step_number == 0
+
+
+@pytest.mark.parametrize("beta2", [0.0, 0.5, 0.99995, 0.9999999])
+def test_adam_leaves_weights_without_gradient_alone(beta2):
+    """In fp32, whose smallest normal number times 1 - beta2 is 0."""
+    optimizer = {"name": "adam", "beta2": beta2, "learning_rate": 0.01}
+    data = random_data(dtype="fp32")
+    data.train.x[:, 0] = 0
+    config = config_of(train__optimizer=optimizer, train__precision="fp32")
+    before = training_of(config, data).network.theta
+    made = train_to_the_end(config, data)
+    assert not made.diverged[0] and made.network.theta.isfinite().all()
+    assert not made.network.theta.equal(before)
+
+
+def test_a_learning_rate_of_0_changes_nothing():
+    for name in ("sgd", "adam", "adamw"):
+        config = config_of(train__optimizer={"name": name, "learning_rate": 0.0}, train__l2=0.1)
+        made = training_of(config, random_data())
+        before = made.network.theta.clone()
+        for index in made.batches(1):
+            made.step(index)
+        assert made.network.theta.equal(before), name
+
+
+def test_an_empty_share_adds_nothing(monkeypatch):
+    """Three hands, and a last batch that leaves one of them without samples."""
+    config, data = images([0], train__optimizer__momentum=0.9)
+    config = replace(config, train=replace(config.train, batch_size=8))
+    data = replace(data, train=replace(data.train, x=data.train.x[:12], y=data.train.y[:12]))
+    found = []
+    for hands, piece in ((1, 2**20), (3, 1)):
+        monkeypatch.setattr(steps, "PIECE", piece)
+        monkeypatch.setattr(
+            training, "divide", lambda n, b, c, hands=hands: ([slice(0, 1)], 1, hands, 1)
+        )
+        found.append(train_to_the_end(config, data).network.theta)
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-13)
+
+
+def test_augmented_shared_batches_do_not_depend_on_the_cores(monkeypatch):
+    config, data = images([0, 1, 2, 3], train__shared_batches=True)
+    data = replace(data, augment=Augment(hflip=True, shift=2))
+    found = []
+    for parts in ([slice(0, 4)], [slice(0, 3), slice(3, 4)]):
+        monkeypatch.setattr(training, "divide", lambda n, b, c, parts=parts: (parts, 1, 1, 1))
+        found.append(train_to_the_end(config, data).network.theta)
+    assert found[0].equal(found[1])
+
+
+@pytest.mark.parametrize("first", [["relu"], ["dropout", 0.1], ["linear", 6]])
+def test_bf16_with_any_first_layer(first, monkeypatch):
+    monkeypatch.setattr("manualnn.layers.LOW_FROM", 1)
+    layers = [first, ["linear", 5], ["relu"], ["linear", "classes"]]
+    config = config_of(model__layers=layers, train__precision="bf16")
+    made = train_to_the_end(config, random_data(dtype="fp32"))
+    assert made.records[-1].train_loss < made.records[0].train_loss
+
+
+def test_memory_is_estimated_per_network():
+    network = training_of(config_of(), random_data()).network
+    settings = config_of().train
+    many = training.most_at_once(network, settings, 1000)
+    assert many > 1000
+    assert training.most_at_once(network, replace(settings, batch_size=10**9), 1000) > many / 50
+    assert training.free_memory(torch.device("cpu")) > 2**20
