@@ -120,7 +120,10 @@ class Batch:
 
     def gather(self, piece: slice) -> None:
         """Copy those of the samples that `piece` names, of each replica, to x."""
-        for out, chosen in zip(self.x[:, piece], self.index[:, piece], strict=True):
+        x, index = self.x[:, piece], self.index[:, piece]
+        if x.is_contiguous():
+            x, index = x.flatten(0, 1).unsqueeze(0), index.flatten().unsqueeze(0)
+        for out, chosen in zip(x, index, strict=True):
             torch.index_select(self.data.train.x, 0, chosen, out=out)
 
     def gather_labels(self, piece: slice) -> None:
@@ -274,7 +277,8 @@ class Steps:
             Replay(partial(self._backpropagate, batch, pieces, hand, alone), how)
             for pieces, hand in zip(shares, hands, strict=True)
         ]
-        batch.finish = Replay(partial(self._finish, hands, alone), how)
+        finish = partial(self._finish, hands, alone)
+        batch.finish = Replay(finish, "calls" if alone else how)  # nothing makes no graph
         return batch
 
     def _backpropagate(self, batch: Batch, pieces: list[slice], hand: Hand, alone: bool) -> None:
