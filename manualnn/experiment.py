@@ -227,8 +227,7 @@ class Run:
     training: Training
 
     def _begin(self) -> None:
-        if self.number:  # the memory of the last ones, before that of the next
-            del self.training
+        if self.__dict__.pop("training", None):  # the memory of the last, before that of the next
             gc.collect()
         self.training, self.dataset = build(self.populations[self.number], self.device, self._data)
 

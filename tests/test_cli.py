@@ -579,7 +579,7 @@ def test_a_population_that_does_not_fit_into_memory_is_split(run, small, tmp_pat
     """The same weights to the bit; an interrupted run keeps the split that it began with."""
     arguments = [*small, "--set", "train.seeds=[0, 1, 2, 3]", "--epochs", "2"]
     whole = json.loads(run(*arguments, "--json", "--out", tmp_path / "whole")[1])
-    monkeypatch.setattr(training, "free_memory", lambda device: 2**18)
+    monkeypatch.setattr(training, "free_memory", lambda device: 2**19)
     split = json.loads(run(*arguments, "--json", "--out", tmp_path / "split")[1])
     assert json.dumps(whole["runs"]) == json.dumps(split["runs"])
     for name in sorted(path.name for path in (tmp_path / "whole" / "weights").iterdir()):
