@@ -25,7 +25,8 @@ from .errors import InputError
 from .evaluation import RUNS, choose_device, draw_evaluation, evaluate_weights, newest_run
 from .files import package_version, replacing, write_csv, write_text, writing
 from .network import Network, read_tensors, save_weights
-from .training import DTYPES, Event, Note, Record, Training, most_at_once, threads
+from .steps import evenly, threads
+from .training import DTYPES, Event, Note, Record, Training, most_at_once
 
 MEASURES = [
     f"{part}_{name}" for part in ("test", "valid", "train") for name in ("accuracy", "loss")
@@ -83,9 +84,7 @@ def split(
     samples = len(training.data.train)
     most = most_at_once(training.network, population.config.train, samples)
     count = len(population.replicas)
-    parts = -(-count // most)
-    edges = [i * count // parts for i in range(parts + 1)]
-    return [b - a for a, b in pairwise(edges)]
+    return [part.stop - part.start for part in evenly(count, -(-count // most))]
 
 
 def _read(

@@ -87,10 +87,7 @@ class SquaredError(Loss):
     def value(
         self, logits: Tensor, targets: Tensor, workspace: Workspace, count: int | None = None
     ) -> Tensor:
-        difference = workspace.empty(logits.shape).copy_(logits)
-        _subtract_targets(difference, targets)
-        divisor = (count or logits.shape[1]) * logits.shape[2]
-        return _total(difference.mul_(difference), workspace).div_(divisor)
+        return _mean_square(_copy(logits, workspace), targets, workspace, count)
 
     def gradient(
         self,
@@ -100,10 +97,7 @@ class SquaredError(Loss):
         label_smoothing: float = 0.0,
         count: int | None = None,
     ) -> Tensor:
-        dlogits = workspace.empty(logits.shape).copy_(logits)
-        _subtract_targets(dlogits, targets, label_smoothing)
-        divisor = (count or logits.shape[1]) * logits.shape[2]
-        return dlogits.mul_(_number(2 / divisor, workspace))
+        return _twice_mean(_copy(logits, workspace), targets, workspace, label_smoothing, count)
 
 
 class SoftmaxSquaredError(Loss):
@@ -116,10 +110,7 @@ class SoftmaxSquaredError(Loss):
     def value(
         self, logits: Tensor, targets: Tensor, workspace: Workspace, count: int | None = None
     ) -> Tensor:
-        difference = _softmax(logits, workspace)
-        _subtract_targets(difference, targets)
-        divisor = (count or logits.shape[1]) * logits.shape[2]
-        return _total(difference.mul_(difference), workspace).div_(divisor)
+        return _mean_square(_softmax(logits, workspace), targets, workspace, count)
 
     def gradient(
         self,
@@ -130,10 +121,7 @@ class SoftmaxSquaredError(Loss):
         count: int | None = None,
     ) -> Tensor:
         p = _softmax(logits, workspace)
-        g = workspace.empty(p.shape).copy_(p)
-        _subtract_targets(g, targets, label_smoothing)
-        divisor = (count or logits.shape[1]) * logits.shape[2]
-        g.mul_(_number(2 / divisor, workspace))
+        g = _twice_mean(_copy(p, workspace), targets, workspace, label_smoothing, count)
         products = torch.mul(g, p, out=workspace.empty(p.shape))
         inner = torch.sum(products, -1, keepdim=True, out=workspace.empty((*p.shape[:2], 1)))
         return g.sub_(inner).mul_(p)
@@ -230,6 +218,26 @@ def _subtract_targets(x: Tensor, targets: Tensor, smoothing: float = 0.0) -> Non
     if smoothing:
         x.sub_(smoothing / x.shape[2])
     x.scatter_(2, _index(targets, x), smoothing - 1, reduce="add")
+
+
+def _copy(x: Tensor, workspace: Workspace) -> Tensor:
+    return workspace.empty(x.shape).copy_(x)
+
+
+def _mean_square(x: Tensor, targets: Tensor, workspace: Workspace, count: int | None) -> Tensor:
+    """1/(B K) sum_bk (x_bk - t_bk)^2 of each replica; x is overwritten."""
+    _subtract_targets(x, targets)
+    divisor = (count or x.shape[1]) * x.shape[2]
+    return _total(x.mul_(x), workspace).div_(divisor)
+
+
+def _twice_mean(
+    x: Tensor, targets: Tensor, workspace: Workspace, smoothing: float, count: int | None
+) -> Tensor:
+    """The derivative of `_mean_square`, 2 (x - t) / (B K), in place."""
+    _subtract_targets(x, targets, smoothing)
+    divisor = (count or x.shape[1]) * x.shape[2]
+    return x.mul_(_number(2 / divisor, workspace))
 
 
 def _exponentials(logits: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor, Tensor]:

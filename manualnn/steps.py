@@ -268,8 +268,7 @@ class Steps:
         hands = self.hands[: -(-count // most)]
         share = -(-count // len(hands))
         each = -(-share // most)  # pieces of a share
-        edges = [i * count // (each * len(hands)) for i in range(each * len(hands) + 1)]
-        pieces = [slice(a, b) for a, b in pairwise(edges) if a < b]
+        pieces = evenly(count, each * len(hands))
         shares = [pieces[i : i + each] for i in range(0, len(pieces), each)]
         hands = hands[: len(shares)]
         alone = self.plain and [len(pieces) for pieces in shares] == [1]
@@ -320,6 +319,12 @@ class Steps:
         self.optimizer.step(theta, grad, self.rate)
         for gap in self._gaps:  # which the optimizer may have written to
             gap.zero_()
+
+
+def evenly(count: int, parts: int) -> list[slice]:
+    """range(count) in so many parts, as equal as can be; none of them is empty."""
+    edges = [i * count // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in pairwise(edges) if a < b]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from .layers import ChannelsLast, Flatten, Linear, lowered
 from .losses import LOSSES, outputs
 from .network import Network
 from .optimizers import schedule
-from .steps import LOW, Steps, measure, threads
+from .steps import LOW, Steps, evenly, measure, threads
 from .workspace import Workspace, generator
 
 ORDER_STREAM = 0x0D01
@@ -256,7 +256,8 @@ class Training:
 
     def walk(self, batches: Iterator[Tensor]) -> Iterator[int]:
         """Train on the batches; now and then how many are done."""
-        some = [list(part) for part in chunked(batches, 16)]
+        every = list(batches)
+        some = [every[i : i + 16] for i in range(0, len(every), 16)]
         return self._together(some) if self.workers == 1 else self._side_by_side(some)
 
     def _together(self, some: list[list[Tensor]]) -> Iterator[int]:
@@ -421,12 +422,6 @@ _PROGRESS = (
 )
 
 
-def chunked(items: Iterator[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
-    """The items, `size` at a time."""
-    while some := tuple(islice(items, size)):
-        yield some
-
-
 def divide(network: Network, batch_size: int, compiled: bool) -> tuple[list[slice], int, int, int]:
     """Which replicas are trained together, how many such shards side by side, how many hands have a
     share of each batch, and the threads of each product.
@@ -443,9 +438,7 @@ def divide(network: Network, batch_size: int, compiled: bool) -> tuple[list[slic
     workers = min(replicas, cores)
     most = max(1, SHARD // network.numbers(batch_size))
     rounds = -(-replicas // (most * workers))  # each worker trains so many shards in turn
-    edges = [i * replicas // (rounds * workers) for i in range(rounds * workers + 1)]
-    parts = [slice(a, b) for a, b in pairwise(edges) if a < b]
-    return parts, workers, 1, max(1, cores // workers)
+    return evenly(replicas, rounds * workers), workers, 1, max(1, cores // workers)
 
 
 def _first_product(
