@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import cli_checks
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -762,6 +763,9 @@ def doctor(
     print(to_json(report) if json_ else "\n".join(examiner.lines(report)).rstrip() + "\n", end="")
     if report["problems"]:
         raise typer.Exit(1)
+
+
+app.add_typer(cli_checks.app)
 
 
 def _version(value: bool) -> None:
