@@ -33,7 +33,7 @@ class Manualnn:
         self.training, _ = build(population, torch.device(device))
 
     def train(self, order: Tensor) -> None:
-        for _ in self.training.walk(iter(order)):
+        for _ in self.training.walk(list(order)):
             pass
 
     def accuracies(self) -> list[float]:

@@ -1,12 +1,17 @@
 """The command line: parse, call, print. Results go to stdout, everything else to stderr.
 
 Exit codes: 0 done; 1 a bar that was asked for was missed, or a single run diverged; 2 bad input;
-130 interrupted. torch is imported by the commands that need it, so `--help` answers at once.
+130 interrupted (143 by SIGTERM), after saving. torch is imported by the commands that need it, so
+`--help` answers at once.
 """
 
 import os
+import signal
 import sys
 import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,7 +142,7 @@ def train(
             )
         return
     run = experiment.Run(resolved, out, device, resume, train_plot)
-    if resume and run.metrics is None and not run.records:
+    if resume and run.metrics is None and not run.records and not run.training.step_number:
         print(f"note: nothing to resume in {run.folder}; starting afresh", file=sys.stderr)
     metrics = _follow(run, quiet)
     if json_:
@@ -822,32 +827,61 @@ def _follow(run: "Run", quiet: bool) -> dict[str, Any]:
     show = not quiet
     report = _bar if show and sys.stderr.isatty() else _plain
     told: set[int] = set()
+    received: list[int] = []
     try:
-        for event in report(run):
-            if isinstance(event, Training):
-                told = set()
-                if show:
-                    print(_announce(run), file=sys.stderr)
-            elif isinstance(event, Note):
-                print(
-                    f"note: {event.run}, seed {event.seed}, epoch {event.epoch}: {event.text}",
-                    file=sys.stderr,
-                )
-            elif isinstance(event, list) and show and report is _plain and _worth_a_line(run):
-                print(_describe(event), file=sys.stderr)
-            for r, reason in enumerate(run.training.ended):
-                if reason and r not in told:
-                    told.add(r)
-                    replica = run.training.replicas[r]
-                    print(f"{replica.label}, seed {replica.seed}: {reason}", file=sys.stderr)
+        with _stopped_by_signals(run, received):
+            for event in report(run):
+                if isinstance(event, Training):
+                    told = set()
+                    if show:
+                        print(_announce(run), file=sys.stderr)
+                elif isinstance(event, Note):
+                    print(
+                        f"note: {event.run}, seed {event.seed}, epoch {event.epoch}: {event.text}",
+                        file=sys.stderr,
+                    )
+                elif isinstance(event, list) and show and report is _plain and _worth_a_line(run):
+                    print(_describe(event), file=sys.stderr)
+                for r, reason in enumerate(run.training.ended):
+                    if reason and r not in told:
+                        told.add(r)
+                        replica = run.training.replicas[r]
+                        print(f"{replica.label}, seed {replica.seed}: {reason}", file=sys.stderr)
     except KeyboardInterrupt:
+        run.stopped = True
+    if run.stopped:
         which = f" of part {run.number + 1}" if len(run.populations) > 1 else ""
-        kept = f"{run.folder} holds epoch {run.saved_epoch}{which}"
+        kept = f"{run.folder} holds {run.saved}{which}"
         how = f"go on with the same options and --resume --out {run.folder}"
         print(f"interrupted: {kept}; {how}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + (received or [signal.SIGINT])[0])
     assert run.metrics is not None
     return run.metrics
+
+
+@contextmanager
+def _stopped_by_signals(run: "Run", received: list[int]) -> Iterator[None]:
+    """Let the first of these signals save the run and stop it, and the next stop it at once."""
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        if run.stopping:
+            raise KeyboardInterrupt
+        run.stop()
+        with suppress(OSError):  # not print, which a signal must not enter twice
+            os.write(2, b"stopping as soon as all is saved; the next signal stops at once\n")
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # Python gives signals to the main thread alone
+    numbers = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]  # as nohup sets it
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _worth_a_line(run: "Run") -> bool:
@@ -860,7 +894,7 @@ def _announce(run: "Run") -> str:
     """One line for the population whose training begins."""
     training, parts = run.training, len(run.populations)
     part = f"part {run.number + 1} of {parts}: " if parts > 1 else ""
-    first = f"from epoch {training.epoch + 1} of" if training.epoch else "for"
+    first = f"from epoch {training.epoch + 1} of" if training.step_number else "for"
     what = f"{first} {training.settings.epochs} epochs"
     if training.epoch == training.settings.epochs:
         what = f"whose {training.epoch} epochs are done"

@@ -123,7 +123,8 @@ class Train:
     `class_weights` scale the gradient of a sample by its class; "balanced" gives every class the
     same sum. `precision`: bf16 rounds the factors of large products (on a GPU of all), tf32 those
     of a GPU; weights and sums stay in fp32. `compile` gives the step to torch.compile.
-    `target_accuracy` only has the first epoch that reaches it reported.
+    `target_accuracy` only has the first epoch that reaches it reported. Besides after each epoch a
+    checkpoint is written every `checkpoint_every_steps` (0: no more).
     """
 
     epochs: int = _range(10, at_least=1)
@@ -143,6 +144,7 @@ class Train:
     precision: Literal["fp32", "fp64", "bf16", "tf32"] = "fp32"
     compile: bool = False
     evaluate_every: int = _range(1, at_least=1)
+    checkpoint_every_steps: int = _range(0, at_least=0)
     target_accuracy: float = _range(0.0, at_least=0, at_most=1)
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()

@@ -1,6 +1,7 @@
 """From a config to runs, populations and a folder of results."""
 
 import gc
+import hashlib
 import json
 import math
 import platform
@@ -23,14 +24,24 @@ from .data import Dataset, Prepared, load, load_source, prepare, relabel
 from .data.sources import check_labels
 from .errors import InputError
 from .evaluation import RUNS, choose_device, draw_evaluation, evaluate_weights, newest_run
-from .files import package_version, replacing, write_csv, write_text, writing
-from .network import Network, read_tensors, save_weights
+from .files import (
+    LOCK,
+    lock,
+    package_version,
+    remove_temporary,
+    replacing,
+    write_csv,
+    write_text,
+    writing,
+)
+from .network import Network, read_tensors, save_weights, write_tensors
 from .steps import evenly, threads
 from .training import DTYPES, Event, Note, Record, Training, most_at_once
 
 MEASURES = [
     f"{part}_{name}" for part in ("test", "valid", "train") for name in ("accuracy", "loss")
 ]
+PREVIOUS = "checkpoint-before.pt"
 Data = tuple[Dataset, Prepared]
 
 
@@ -143,6 +154,9 @@ class Run:
     `resume` the newest such folder, or `out`, is continued if it holds a run; a finished one only
     gives its metrics again. Populations are trained one after another; `training` is the current
     one. With `train_plot` the curves and the first layer's weights are drawn after every epoch.
+
+    The folder is locked as long as this object lives. After `stop()` training saves and ends at
+    the next event, `stopped` being true.
     """
 
     def __init__(
@@ -155,10 +169,11 @@ class Run:
     ) -> None:
         self.config, self.train_plot = config, train_plot
         self.metrics: dict[str, Any] | None = None
+        self.stopping = self.stopped = False
         self.folder = out or new_folder(config.name, resume)
-        held = (self.folder / "config.toml").exists() or (self.folder / "checkpoint.pt").exists()
+        held = _holds_run(self.folder)
         if held and not resume:
-            raise InputError(f"{self.folder} already holds a run; give --resume or another --out")
+            raise _held_error(self.folder)
         if held:
             _check_same(config, self.folder / "config.toml")
             self.metrics = _read_metrics(self.folder / "metrics.json")
@@ -173,8 +188,10 @@ class Run:
         self.seconds, self.samples = 0.0, 0
         self.sizes: list[list[int]] = []  # of each population the numbers of networks at once
         state = None
-        if (self.folder / "checkpoint.pt").exists():
-            state = self._restore(self.folder / "checkpoint.pt")
+        if held:
+            with writing(f"--out {self.folder}"):
+                self._lock()
+            state = self._restore()
         self.populations = self.config.populations()
         self._data: dict[str, Data] = {}
         if not self.sizes:  # all must be possible before one is trained
@@ -183,11 +200,13 @@ class Run:
         networks = [(r.label, r.seed) for p in self.populations for r in p.replicas]
         self.several = len(networks) > 1
         self.files = _file_names(networks)
-        self.saved_epoch = 0
+        self.saved_step, self.saved = -1, "nothing yet"
         self._begin()
         if state is not None:
             self._resume(state)
         with writing(f"--out {self.folder}"):
+            if not held:
+                self._claim(out)
             write_text(self.folder / "config.toml", self.config.to_toml())
 
     @property
@@ -208,9 +227,14 @@ class Run:
                 for event in self.training.run():
                     if isinstance(event, Note):
                         self.notes.append(asdict(event))
-                    if isinstance(event, list):
+                    elif isinstance(event, list):
                         self._save_epoch()
+                    elif self.stopping or self._is_due():
+                        self._save()
                     yield event
+                    if self.stopping and self.saved_step == self.training.step_number:
+                        self.stopped = True
+                        return
                 self._end_population()
                 if self.number == len(self.populations):
                     break
@@ -230,22 +254,73 @@ class Run:
             gc.collect()
         self.training, self.dataset = build(self.populations[self.number], self.device, self._data)
 
+    def stop(self) -> None:
+        """Save at the next event of `train()` and end it; may be called by a signal handler."""
+        self.stopping = True
+
+    def _is_due(self) -> bool:
+        every = self.training.settings.checkpoint_every_steps
+        return bool(every) and self.training.step_number % every == 0
+
+    def _save(self) -> None:
+        """Write the checkpoint; the one before it is kept beside it."""
+        state = {name: getattr(self, name) for name in _BEFORE} | {"name": self.config.name}
+        state |= {"config": digest(self.config), "training": self.training.state()}
+        state["finished"] = [asdict(record) for record in self.finished]
+        write_tensors(self.folder / "checkpoint.pt", state, self.folder / PREVIOUS)
+        self.saved_step = self.training.step_number
+        self.saved = f"epoch {self.training.epoch}"
+        if self.training.epoch_step:
+            self.saved += f" and {self.training.epoch_step} steps of the next"
+
     def _save_epoch(self) -> None:
         """After an epoch: the checkpoint, the history, and pictures that are asked for."""
-        with replacing(self.folder / "checkpoint.pt") as temporary:
-            state = {name: getattr(self, name) for name in _BEFORE} | {"name": self.config.name}
-            state["finished"] = [asdict(record) for record in self.finished]
-            torch.save(state | {"training": self.training.state()}, temporary)
+        self._save()
         write_history(self.folder / "history.csv", self.records)
-        self.saved_epoch = self.training.epoch
+        if not (self.folder / "config.toml").exists():
+            print(f"note: {self.folder} was removed; it is made again", file=sys.stderr)
+            write_text(self.folder / "config.toml", self.config.to_toml())
         if self.train_plot:
             self._draw_curves()
             self._draw_first_layer()
 
-    def _restore(self, path: Path) -> dict[str, Any]:
-        """Take over what is finished; the state of the training that was going on."""
-        state = read_tensors(path, "checkpoint")
+    def _lock(self) -> None:
+        """Make the folder this process's own, and clean it of what a killed one left behind."""
+        self._held = lock(self.folder)
+        remove_temporary(self.folder)
+
+    def _claim(self, out: Path | None) -> None:
+        """Lock a folder for a new run: `out`, or one of the default name that nobody was faster to
+        take."""
+        while True:
+            try:
+                self._lock()
+                if _holds_run(self.folder):
+                    raise _held_error(self.folder)
+                return
+            except InputError:
+                if out is not None:
+                    raise
+            self.folder = new_folder(self.config.name)
+
+    def _restore(self) -> dict[str, Any] | None:
+        """Take over what is finished; the state of the training that was going on, if any was."""
+        paths = [self.folder / "checkpoint.pt", self.folder / PREVIOUS]
+        paths = [path for path in paths if path.exists()]
+        state = None
+        for path in paths:
+            try:
+                state = read_tensors(path, "checkpoint")
+                break
+            except InputError as error:
+                if path == paths[-1]:
+                    raise
+                print(f"note: {error}; the one before it, {PREVIOUS}, is used", file=sys.stderr)
+        if state is None:
+            return None
         try:
+            if state["config"] != digest(self.config):
+                raise InputError(f"{path}: is of another config than config.toml beside it")
             for name in _BEFORE:
                 setattr(self, name, state[name])
             self.finished = [Record(**record) for record in state["finished"]]
@@ -260,7 +335,6 @@ class Run:
             self.training.restore(state)
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise self._unfit(error) from None
-        self.saved_epoch = self.training.epoch
 
     def _unfit(self, error: Exception) -> InputError:
         path = self.folder / "checkpoint.pt"
@@ -340,6 +414,9 @@ class Run:
             evaluated.evaluation, evaluated.images, evaluated.class_names, title, self.folder
         )
         write_text(self.folder / "metrics.json", to_json(self.metrics))
+        self._held.release()  # nobody trains in the folder of a finished run
+        for name in (PREVIOUS, LOCK):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _circumstances(self) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
@@ -523,6 +600,20 @@ def new_folder(name: str, resume: bool = False) -> Path:
     while folder.exists():
         folder, number = RUNS / f"{name}-{number}", number + 1
     return folder
+
+
+def _holds_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("config.toml", "checkpoint.pt", PREVIOUS))
+
+
+def _held_error(folder: Path) -> InputError:
+    return InputError(f"{folder} already holds a run; give --resume or another --out")
+
+
+def digest(config: Config) -> str:
+    """SHA-256 of all that a config says, whatever it is called."""
+    text = json.dumps(parse_config(config.to_dict(), config.name).to_dict(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_same(config: Config, path: Path) -> None:

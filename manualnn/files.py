@@ -2,12 +2,15 @@
 
 import csv
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from .errors import InputError, hint
 
@@ -46,14 +49,21 @@ def writing(what: str) -> Iterator[None]:
         raise InputError(f"{what}: cannot be written: {error.strerror or error}") from None
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; on success it is flushed and takes `path`'s place.
+LOCK = ".lock"
+TEMPORARY = ".writing-"  # a name that begins so is of a file that is not whole
 
-    An error or an interrupt leaves the old file as it was and no temporary file behind.
+
+@contextmanager
+def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
+    """Give a temporary path in the same folder; on success it is flushed and takes `path`'s place,
+    the file of before that of `previous`.
+
+    An error or an interrupt leaves the old file as it was and no temporary file behind; a process
+    that is killed leaves one, for `remove_temporary`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    prefix, suffix = f"{TEMPORARY}{path.stem}-", path.suffix
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -61,11 +71,49 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
+        if previous is not None and path.exists():
+            path.replace(previous)
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Flush the names in a folder, so that a file that was replaced is so after a power failure."""
+    with suppress(OSError):  # where folders cannot be opened, or not be flushed
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a killed process was writing in a folder that no other process writes to."""
+    for path in folder.rglob(f"{TEMPORARY}*"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def lock(folder: Path) -> FileLock:
+    """Make a folder this process's own, as long as it lives and keeps the lock.
+
+    Raises InputError where another process has it, OSError where it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(folder / LOCK, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise InputError(
+            f"{folder}: another process trains there; wait until it ends, or give another --out"
+        ) from None
+    except NotImplementedError:
+        print(f"note: {folder}: its file system has no locks", file=sys.stderr)
+    return held
 
 
 def write_text(path: Path, text: str) -> None:

@@ -51,7 +51,7 @@ def find(
     batches = list(itertools.islice(_batches(training), steps))
     sums, edges = [], [0, 1, steps - steps // 4, steps]
     for first, end in itertools.pairwise(edges):
-        for _ in training.walk(iter(batches[first:end])):
+        for _ in training.walk(batches[first:end]):
             pass
         sums.append(training.totals()[0].clone())
     start = float(sums[0][0]) / batches[0].shape[1]

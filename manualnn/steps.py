@@ -75,6 +75,22 @@ class Tally:
             self._measure()
         return self._totals
 
+    def state(self) -> dict[str, Any]:
+        """What a later `restore` needs to go on bit for bit."""
+        state: dict[str, Any] = {"totals": self._totals, "count": self._count, "size": self._size}
+        if self._count:
+            logits, y = (kept[:, : self._count * self._size] for kept in self._kept[self._size])
+            state |= {"logits": logits, "y": y.expand(len(logits), -1)}
+        return state
+
+    def restore(self, state: dict[str, Any], part: slice) -> None:
+        """Go on from the replicas `part` of a `state`."""
+        self._totals.copy_(state["totals"][:, part])
+        self._count, self._size = 0, 0
+        for i in range(state["count"]):
+            rows = slice(i * state["size"], (i + 1) * state["size"])
+            self.add(state["logits"][part, rows], state["y"][part, rows])
+
     def _make_room(self, logits: Tensor, y: Tensor) -> None:
         replicas, size, outputs = logits.shape
         steps = max(1, min(self.STEPS, self.NUMBERS // (size * outputs)))

@@ -5,12 +5,12 @@ Shapes: R replicas, B samples of a batch, N samples of the training part, P para
 
 import math
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -138,8 +138,8 @@ class Training:
         ]
         self._spare = [Workspace(theta.dtype, theta.device) for _ in range(self.workers)]
         # What a checkpoint holds besides theta and the optimizer's state:
-        self.epoch = self.step_number = 0
-        self.seconds = 0.0
+        self.epoch = self.step_number = self.epoch_step = 0  # the last within the running epoch
+        self.seconds = self.epoch_seconds = 0.0
         self.kept = theta.clone()
         self.ended = [""] * len(replicas)
         self.diverged = [False] * len(replicas)
@@ -188,17 +188,20 @@ class Training:
         """One training step on the samples `index` (R or 1, B)."""
         self._steps([index])
 
-    def _steps(self, batches: list[Tensor]) -> None:
-        for i in range(len(self.shards)):
-            self._steps_of(i, batches, self.step_number)
+    def _steps(self, batches: list[Tensor], run: Callable[..., Iterator[None]] = map) -> None:
+        """All shards on some batches; `run` maps one after another or side by side."""
+        for _ in run(partial(self._steps_of, batches), range(len(self.shards))):
+            pass
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.step_number += len(batches)
 
-    def _steps_of(self, i: int, batches: list[Tensor], first: int) -> None:
-        """Train shard i on the batches, from step `first` of the run."""
+    def _steps_of(self, batches: list[Tensor], i: int) -> None:
+        """Train shard i on the batches."""
         if len(self.parts) > 1 and len(batches[0]) > 1:
             batches = [index[self.parts[i]] for index in batches]
         with threads(self.threads):
-            self.shards[i].train(batches, first)
+            self.shards[i].train(batches, self.step_number)
 
     def totals(self) -> Tensor:
         """(2, R): the sums over the epoch's samples of the losses and of the hits."""
@@ -218,6 +221,7 @@ class Training:
                 for name in self.shards[0].optimizer.state
             },
             "kept": self.kept,
+            "tally": self._tally(),
             "progress": {name: getattr(self, name) for name in _PROGRESS},
             "records": [asdict(record) for record in self.records],
         }
@@ -232,9 +236,19 @@ class Training:
         for part, shard in zip(self.parts, self.shards, strict=True):
             for name, tensor in shard.optimizer.state.items():
                 tensor.copy_(state["optimizer"][name][part])
+            shard.tally.restore(state["tally"], part)
         for name in _PROGRESS:
             setattr(self, name, state["progress"][name])
         self.records = [Record(**record) for record in state["records"]]
+
+    def _tally(self) -> dict[str, Any]:
+        """The state of all shards' tallies as that of one."""
+        states = [shard.tally.state() for shard in self.shards]
+        joined = dict(states[0])
+        for name, dim in (("totals", 1), ("logits", 0), ("y", 0)):
+            if name in joined:
+                joined[name] = torch.cat([state[name] for state in states], dim)
+        return joined
 
     def _strides(self) -> list[list[int]]:
         """How each parameter lies in a row of theta."""
@@ -242,56 +256,39 @@ class Training:
         return [list(view.stride()[1:]) for view in views]
 
     def _train_epoch(self) -> Iterator[Progress]:
-        for shard in self.shards:
-            shard.tally.clear()
-        begin = time.perf_counter()
-        for number in self.walk(self.batches(self.epoch + 1)):
-            samples = number * self.settings.batch_size
-            yield Progress(self.epoch + 1, samples, time.perf_counter() - begin)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if not self.epoch_step:
+            self.epoch_seconds = 0.0
+            for shard in self.shards:
+                shard.tally.clear()
+        for number, seconds in self.walk(list(self.batches(self.epoch + 1))[self.epoch_step :]):
+            self.epoch_step += number
+            self.epoch_seconds += seconds
+            samples = min(self.epoch_step * self.settings.batch_size, self.epoch_samples)
+            yield Progress(self.epoch + 1, samples, self.epoch_seconds)
         self.epoch += 1
-        self.epoch_seconds = time.perf_counter() - begin
+        self.epoch_step = 0
         self.seconds += self.epoch_seconds
 
-    def walk(self, batches: Iterator[Tensor]) -> Iterator[int]:
-        """Train on the batches; now and then how many are done."""
-        every = list(batches)
-        some = [every[i : i + 16] for i in range(0, len(every), 16)]
-        return self._together(some) if self.workers == 1 else self._side_by_side(some)
+    def walk(self, batches: list[Tensor]) -> Iterator[tuple[int, float]]:
+        """Train on the batches, some at a time: how many, and the seconds they took.
 
-    def _together(self, some: list[list[Tensor]]) -> Iterator[int]:
-        """All shards on some batches, and on the next."""
-        done = 0
-        for batches in some:
-            self._steps(batches)
-            done += len(batches)
-            yield done
-
-    def _side_by_side(self, some: list[list[Tensor]]) -> Iterator[int]:
-        """Each shard on its own, `workers` of them at a time."""
-        stop, done = threading.Event(), [0] * len(self.shards)
-
-        def train(i: int) -> None:
-            for batches in some:
-                if stop.is_set():
-                    break
-                self._steps_of(i, batches, self.step_number + done[i])
-                done[i] += len(batches)
-
+        Between them the state is whole, and can be saved. How many they are has no influence on any
+        number; they take a tenth of a second, or a second where shards that go side by side wait
+        for each other, and end where a checkpoint is due.
+        """
+        due, pause = self.settings.checkpoint_every_steps, 0.1 if self.workers == 1 else 1.0
+        done, many = 0, 1
         with ThreadPoolExecutor(self.workers) as pool:
-            try:
-                running = [pool.submit(train, i) for i in range(len(self.shards))]
-                while any(not future.done() for future in running):
-                    ended, _ = wait(running, 0.1, FIRST_EXCEPTION)
-                    for future in ended:
-                        future.result()  # raises what its shard raised
-                    yield sum(done) // len(done)
-                for future in running:
-                    future.result()
-            finally:
-                stop.set()
-        self.step_number += sum(map(len, some))
+            run = map if self.workers == 1 else pool.map
+            while done < len(batches):
+                until_due = due - self.step_number % due if due else many
+                some = batches[done : done + min(many, until_due)]
+                begin = time.perf_counter()
+                self._steps(some, run)
+                seconds = time.perf_counter() - begin
+                done += len(some)
+                many = max(1, min(4 * many, int(pause / seconds * len(some))))
+                yield len(some), seconds
 
     def _diagnose(self) -> Iterator[Note]:
         """What ails the live replicas, each ailment told once; short epochs share a look."""
@@ -417,8 +414,9 @@ class Training:
 
 
 _PROGRESS = (
-    *("epoch", "step_number", "seconds", "ended", "diverged", "best", "best_epoch"),
-    *("ailments", "diagnosed", "looked_losses"),
+    *("epoch", "step_number", "epoch_step", "seconds", "epoch_seconds"),
+    *("ended", "diverged", "best", "best_epoch", "ailments", "diagnosed"),
+    "looked_losses",
 )
 
 
