@@ -4,8 +4,9 @@
 
 Each work is trained once without a break. Then processes that train it with `--resume` are ended by
 SIGKILL, a random time after they began to train, until there were so many kills, and at last one
-comes to its end; where one does so before, another run begins. After every kill the folder must hold a run that can
-be gone on with, and in the end the same weights to the bit and the same history but for `seconds`.
+comes to its end; where one does so before, another run begins. After every kill the folder must
+hold a run that can be gone on with, and in the end the same weights to the bit and the same history
+but for `seconds`.
 """
 
 import argparse

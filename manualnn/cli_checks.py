@@ -3,6 +3,60 @@
 Exit codes are those of `cli`: 1 where a check found something, 2 where it could not be made.
 """
 
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
+from .errors import InputError
+
 app = typer.Typer()
+
+
+@app.command()
+def reproduce(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Keep what is trained; default a temporary folder.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Only the first epochs; their history is compared.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the comparison.")] = False,
+) -> None:
+    """Train a finished run again, as it was trained, and say whether the figures agree.
+
+    On the same device, processor, build and number of threads they are equal to the bit. Exit code
+    1 where they are not, and no circumstance has changed, or an accuracy differs by over 0.5
+    points.
+    """
+    if epochs is not None and epochs < 1:
+        raise InputError(f"--epochs {epochs}: must be at least 1")
+
+    from . import reproduce as reproducing
+    from .experiment import to_json
+
+    found = reproducing.reproduce(run, out, epochs)
+    if json_:
+        result = asdict(found) | {"equal": found.equal, "agrees": found.agrees}
+        print(to_json(result | {"folder": str(out) if out else None}), end="")
+    else:
+        print(f"{run}: {found.epochs} epochs trained again")
+        print(f"history  {'equal to the bit' if found.history else 'differs'}")
+        if found.weights is not None:
+            print(f"weights  {'equal to the bit' if found.weights else 'differ'}")
+        if not found.equal:
+            accuracy, loss = found.accuracy_difference, found.loss_difference
+            print(f"accuracies differ by at most {100 * accuracy:.2f} points, losses by {loss:.2g}")
+        for name, (before, now) in found.changed.items():
+            print(f"{name} was {before}, is {now}")
+        if found.equal:
+            verdict = "the figures agree to the bit"
+        elif found.agrees:
+            verdict = "the figures agree, though not to the bit"
+        else:
+            why = "something has changed" if found.changed else "nothing that is recorded changed"
+            verdict = f"the figures do not agree; {why}"
+        print(verdict)
+    raise typer.Exit(0 if found.agrees else 1)

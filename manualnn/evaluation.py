@@ -4,6 +4,7 @@ Shapes: N samples, K classes.
 """
 
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ RUNS = Path("runs")
 
 def choose_device(name: str) -> torch.device:
     """The device called `name`; "auto" is CUDA where it works, else the CPU. Raises InputError."""
+    # With several streams, as graphs have, cuBLAS gives the same bits only with buffers of its own.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,13 +1,10 @@
 """From a config to runs, populations and a folder of results."""
 
 import gc
-import hashlib
 import json
 import math
-import platform
 import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
@@ -19,6 +16,7 @@ import torch
 
 from . import config as configs
 from . import plots
+from .circumstances import circumstances, digest
 from .config import Config, Population, load_config, parse_config
 from .data import Dataset, Prepared, load, load_source, prepare, relabel
 from .data.sources import check_labels
@@ -155,7 +153,7 @@ class Run:
     gives its metrics again. Populations are trained one after another; `training` is the current
     one. With `train_plot` the curves and the first layer's weights are drawn after every epoch.
 
-    The folder is locked as long as this object lives. After `stop()` training saves and ends at
+    The folder is locked until training ends. After `stop()` training saves and ends at
     the next event, `stopped` being true.
     """
 
@@ -246,6 +244,8 @@ class Run:
                 f"{self.folder}: cannot be written: {error.strerror or error}; what was saved"
                 " before is kept, and --resume goes on from it"
             ) from None
+        finally:
+            self._held.release()
 
     training: Training
 
@@ -402,7 +402,12 @@ class Run:
         if self.several:
             with replacing(self.folder / "weights.pkl") as temporary:
                 temporary.write_bytes(self._weights_path(self.runs[best]).read_bytes())
-        self.metrics = _summary(self.runs, best) | self._circumstances()
+        self.metrics = _summary(self.runs, best) | {
+            "seconds": self.seconds,
+            "samples_per_second": self.samples / self.seconds if self.seconds else None,
+            "diagnoses": self.notes,
+            **circumstances(self.config, self.dataset, self.device),
+        }
         self._draw_curves()
         if self.train_plot:
             self._draw_first_layer()
@@ -414,25 +419,8 @@ class Run:
             evaluated.evaluation, evaluated.images, evaluated.class_names, title, self.folder
         )
         write_text(self.folder / "metrics.json", to_json(self.metrics))
-        self._held.release()  # nobody trains in the folder of a finished run
-        for name in (PREVIOUS, LOCK):
+        for name in (PREVIOUS, LOCK):  # nobody trains in the folder of a finished run
             (self.folder / name).unlink(missing_ok=True)
-
-    def _circumstances(self) -> dict[str, Any]:
-        cuda = self.device.type == "cuda"
-        return {
-            "seconds": self.seconds,
-            "samples_per_second": self.samples / self.seconds if self.seconds else None,
-            "diagnoses": self.notes,
-            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
-            "threads": torch.get_num_threads(),
-            "versions": {
-                "manualnn": package_version(),
-                "torch": str(torch.__version__),
-                "python": platform.python_version(),
-            },
-            "commit": _commit(),
-        }
 
     def _draw_curves(self) -> None:
         members = self.config.members()
@@ -610,12 +598,6 @@ def _held_error(folder: Path) -> InputError:
     return InputError(f"{folder} already holds a run; give --resume or another --out")
 
 
-def digest(config: Config) -> str:
-    """SHA-256 of all that a config says, whatever it is called."""
-    text = json.dumps(parse_config(config.to_dict(), config.name).to_dict(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _check_same(config: Config, path: Path) -> None:
     """Raise InputError with the differing keys unless the folder's config is this one."""
     if not path.exists():
@@ -656,16 +638,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _commit() -> str | None:
-    """The commit of the source tree, if this is one."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5)
-        return found.stdout.strip() if found.returncode == 0 else None
-    except (OSError, subprocess.TimeoutExpired):
-        return None

@@ -1,0 +1,144 @@
+"""A finished run trained again, and whether it comes out the same."""
+
+import csv
+import json
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .circumstances import circumstances
+from .config import load_config, parse_config
+from .errors import InputError
+from .experiment import Run, write_history
+from .network import read_tensors
+
+CIRCUMSTANCES = (
+    *("config_sha256", "data_sha256", "device", "processor", "threads", "versions", "commit"),
+)
+CLOSE = 0.005  # accuracies that are so near agree, where a circumstance has changed
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """`changed` circumstances (name: before, now); whether `history` and `weights` are equal to the
+    bit (None where not compared); the largest difference of an accuracy and of a loss."""
+
+    folder: Path
+    epochs: int
+    changed: dict[str, tuple[Any, Any]]
+    history: bool
+    weights: bool | None
+    accuracy_difference: float
+    loss_difference: float
+
+    @property
+    def equal(self) -> bool:
+        return self.history and self.weights is not False
+
+    @property
+    def agrees(self) -> bool:
+        """Equal to the bit, or close where something that the numbers depend on has changed."""
+        return self.equal or (bool(self.changed) and self.accuracy_difference <= CLOSE)
+
+
+def reproduce(
+    run: Path, out: Path | None = None, epochs: int | None = None, quiet: bool = True
+) -> Reproduced:
+    """Train the config of a finished run again, on the device and with the number of threads that
+    it had, into `out` (default a temporary folder), and compare.
+
+    With `epochs` only the first epochs are trained, and their rows of history.csv compared. Raises
+    InputError where `run` holds no finished run.
+    """
+    metrics = _metrics(run)
+    config = parse_config(load_config(run / "config.toml").to_dict(), metrics["config"])
+    device = "cpu" if metrics["device"] == "cpu" else "cuda"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(metrics["threads"])
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = out or Path(temporary) / run.resolve().name
+            again = Run(config, folder, device)
+            for event in again.train():
+                if isinstance(event, list) and again.training.epoch == epochs:
+                    break
+            now = circumstances(again.config, again.dataset, again.device)
+            if again.metrics is None:
+                write_history(folder / "history.csv", again.records)
+            return _compare(run, folder, metrics, now, again.metrics is not None)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _metrics(run: Path) -> dict[str, Any]:
+    try:
+        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        for name, kind in (("threads", int), ("device", str), ("config", str)):
+            if not isinstance(metrics[name], kind):
+                raise TypeError(name)
+        return metrics
+    except FileNotFoundError:
+        raise InputError(f"{run}: holds no finished run: there is no metrics.json") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{run}/metrics.json: cannot be read ({error!r})") from None
+
+
+def _compare(
+    run: Path, folder: Path, before: dict[str, Any], now: dict[str, Any], finished: bool
+) -> Reproduced:
+    changed = {
+        name: (before[name], now[name])
+        for name in CIRCUMSTANCES
+        if name in before and before[name] != now[name]
+    }
+    ours, theirs = _history(folder), _history(run)
+    if not finished:  # of several populations the first
+        theirs = {key: row for key, row in theirs.items() if key in ours}
+    differences = {"accuracy": 0.0, "loss": 0.0}
+    for key in ours.keys() & theirs.keys():
+        for name, value in ours[key].items():
+            kind = name.rpartition("_")[2]
+            if kind in differences and value and theirs[key].get(name):
+                difference = abs(float(value) - float(theirs[key][name]))
+                differences[kind] = max(differences[kind], difference)  # nan is no maximum
+    weights = None
+    if finished:
+        paths = [path.relative_to(run) for path in run.rglob("*.pkl")]
+        weights = all(_same(run / path, folder / path) for path in paths)
+    return Reproduced(
+        folder,
+        max(epoch for _, _, epoch in ours),
+        changed,
+        ours == theirs,
+        weights,
+        differences["accuracy"] if ours.keys() == theirs.keys() else math.inf,
+        differences["loss"],
+    )
+
+
+def _history(folder: Path) -> dict[tuple[str, str, int], dict[str, str]]:
+    """The rows of history.csv by run, seed and epoch, without their times."""
+    try:
+        with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
+            rows = [{**row, "seconds": ""} for row in csv.DictReader(file)]
+        return {(row["run"], row["seed"], int(row["epoch"])): row for row in rows}
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{folder}/history.csv: cannot be read ({error})") from None
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Whether two weights files hold the same numbers."""
+    if not other.exists():
+        return False
+    ours, theirs = (read_tensors(each, "weights file") for each in (path, other))
+    tensors = [
+        {key: value for key, value in each.items() if isinstance(value, torch.Tensor)}
+        for each in (ours, theirs)
+    ]
+    return tensors[0].keys() == tensors[1].keys() and all(
+        tensors[0][key].equal(tensors[1][key]) for key in tensors[0]
+    )
