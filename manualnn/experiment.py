@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from . import checkpoint, plots
 from . import config as configs
-from . import plots
+from .checkpoint import LAST, PREVIOUS
 from .circumstances import circumstances, digest
 from .config import Config, Population, load_config, parse_config
 from .data import Dataset, Prepared, load, load_source, prepare, relabel
@@ -32,14 +33,13 @@ from .files import (
     write_text,
     writing,
 )
-from .network import Network, read_tensors, save_weights, write_tensors
+from .network import Network, save_weights
 from .steps import evenly, threads
 from .training import DTYPES, Event, Note, Record, Training, most_at_once
 
 MEASURES = [
     f"{part}_{name}" for part in ("test", "valid", "train") for name in ("accuracy", "loss")
 ]
-PREVIOUS = "checkpoint-before.pt"
 Data = tuple[Dataset, Prepared]
 
 
@@ -198,7 +198,7 @@ class Run:
         networks = [(r.label, r.seed) for p in self.populations for r in p.replicas]
         self.several = len(networks) > 1
         self.files = _file_names(networks)
-        self.saved_step, self.saved = -1, "nothing yet"
+        self._saved_step, self.saved = -1, "nothing yet"
         self._begin()
         if state is not None:
             self._resume(state)
@@ -219,26 +219,14 @@ class Run:
         """
         if self.metrics is not None:
             return
+        self._saver = checkpoint.Saver(self.folder)
         try:
-            while True:
-                yield self.training
-                for event in self.training.run():
-                    if isinstance(event, Note):
-                        self.notes.append(asdict(event))
-                    elif isinstance(event, list):
-                        self._save_epoch()
-                    elif self.stopping or self._is_due():
-                        self._save()
-                    yield event
-                    if self.stopping and self.saved_step == self.training.step_number:
-                        self.stopped = True
-                        return
-                self._end_population()
-                if self.number == len(self.populations):
-                    break
-                self._begin()
-                self._save_epoch()
-            self._finish()
+            try:
+                yield from self._train()
+            finally:
+                self._saver.flush()
+            if not self.stopped:
+                self._finish()
         except OSError as error:
             raise InputError(
                 f"{self.folder}: cannot be written: {error.strerror or error}; what was saved"
@@ -248,6 +236,27 @@ class Run:
             self._held.release()
 
     training: Training
+
+    def _train(self) -> Iterator[Training | Event]:
+        """The populations one after another."""
+        while True:
+            yield self.training
+            for event in self.training.run():
+                if isinstance(event, Note):
+                    self.notes.append(asdict(event))
+                elif isinstance(event, list):
+                    self._save_epoch()
+                elif self.stopping or self._is_due():
+                    self._save()
+                yield event
+                if self.stopping and self._saved_step == self.training.step_number:
+                    self.stopped = True
+                    return
+            self._end_population()
+            if self.number == len(self.populations):
+                return
+            self._begin()
+            self._save_epoch()
 
     def _begin(self) -> None:
         if self.__dict__.pop("training", None):  # the memory of the last, before that of the next
@@ -262,24 +271,31 @@ class Run:
         every = self.training.settings.checkpoint_every_steps
         return bool(every) and self.training.step_number % every == 0
 
-    def _save(self) -> None:
-        """Write the checkpoint; the one before it is kept beside it."""
+    def _save(self, history: bool = False) -> None:
+        """Have a checkpoint written, and then the history, if asked for."""
+        training = self.training
         state = {name: getattr(self, name) for name in _BEFORE} | {"name": self.config.name}
-        state |= {"config": digest(self.config), "training": self.training.state()}
+        state |= {"config": digest(self.config), "training": training.state()}
         state["finished"] = [asdict(record) for record in self.finished]
-        write_tensors(self.folder / "checkpoint.pt", state, self.folder / PREVIOUS)
-        self.saved_step = self.training.step_number
-        self.saved = f"epoch {self.training.epoch}"
-        if self.training.epoch_step:
-            self.saved += f" and {self.training.epoch_step} steps of the next"
+        records = self.records if history else None
+        where = f"epoch {training.epoch}"
+        if training.epoch_step:
+            where += f" and {training.epoch_step} steps of the next"
+
+        def then() -> None:
+            self.saved = where
+            if records is not None:
+                write_history(self.folder / "history.csv", records)
+            if not (self.folder / "config.toml").exists():
+                print(f"note: {self.folder} was removed; it is made again", file=sys.stderr)
+                write_text(self.folder / "config.toml", self.config.to_toml())
+
+        self._saver.save(state, then)
+        self._saved_step = training.step_number
 
     def _save_epoch(self) -> None:
         """After an epoch: the checkpoint, the history, and pictures that are asked for."""
-        self._save()
-        write_history(self.folder / "history.csv", self.records)
-        if not (self.folder / "config.toml").exists():
-            print(f"note: {self.folder} was removed; it is made again", file=sys.stderr)
-            write_text(self.folder / "config.toml", self.config.to_toml())
+        self._save(history=True)
         if self.train_plot:
             self._draw_curves()
             self._draw_first_layer()
@@ -305,19 +321,10 @@ class Run:
 
     def _restore(self) -> dict[str, Any] | None:
         """Take over what is finished; the state of the training that was going on, if any was."""
-        paths = [self.folder / "checkpoint.pt", self.folder / PREVIOUS]
-        paths = [path for path in paths if path.exists()]
-        state = None
-        for path in paths:
-            try:
-                state = read_tensors(path, "checkpoint")
-                break
-            except InputError as error:
-                if path == paths[-1]:
-                    raise
-                print(f"note: {error}; the one before it, {PREVIOUS}, is used", file=sys.stderr)
-        if state is None:
+        found = checkpoint.read(self.folder)
+        if found is None:
             return None
+        path, state = found
         try:
             if state["config"] != digest(self.config):
                 raise InputError(f"{path}: is of another config than config.toml beside it")
@@ -337,7 +344,7 @@ class Run:
             raise self._unfit(error) from None
 
     def _unfit(self, error: Exception) -> InputError:
-        path = self.folder / "checkpoint.pt"
+        path = self.folder / LAST
         return InputError(
             f"{path}: of another version or config ({type(error).__name__}); remove the folder"
         )
@@ -591,7 +598,7 @@ def new_folder(name: str, resume: bool = False) -> Path:
 
 
 def _holds_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("config.toml", "checkpoint.pt", PREVIOUS))
+    return any((folder / name).exists() for name in ("config.toml", LAST, PREVIOUS))
 
 
 def _held_error(folder: Path) -> InputError:

@@ -4,6 +4,7 @@ Shapes: R replicas, B samples, P parameters of one network, K outputs.
 """
 
 import copy
+import io
 import math
 import pickle
 import re
@@ -215,22 +216,10 @@ def save_weights(path: Path, network: Network, meta: dict[str, Any], replica: in
     for key, slot in zip(network.layout.keys(), network.layout.slots, strict=True):
         stored = _to_file(network.layers[slot.layer], slot.name, tensors[key])
         tensors[key] = stored.contiguous()
-    write_tensors(path, {**tensors, "meta": meta})
-
-
-def write_tensors(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
-    """`torch.save` to `path`, atomically; the file of before takes the place of `previous`.
-
-    Raises OSError where it cannot be written.
-    """
-    with replacing(path, previous) as temporary:
-        try:
-            with temporary.open("wb") as file:
-                torch.save(content, file)
-        except RuntimeError as error:  # of torch's writer; why it failed is its context
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+    content = io.BytesIO()  # torch's own writer says no more than that it failed
+    torch.save({**tensors, "meta": meta}, content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_weights(path: Path) -> Weights:

@@ -16,7 +16,7 @@ FLOORS = {
     "errors": 0, "files": 0, "parameters": 0, "workspace": 0,
     "capture": 1, "layers": 1, "losses": 1, "optimizers": 1, "data": 1, "config": 1, "plots": 1,
     "results": 2, "network": 2, "show": 2,
-    "diagnosis": 3, "steps": 3, "circumstances": 3, "training": 4, "evaluation": 5,
+    "diagnosis": 3, "steps": 3, "checkpoint": 3, "circumstances": 3, "training": 4, "evaluation": 5,
     "experiment": 6,
     "random_labels": 7, "compare": 7, "lr_find": 7, "sweep": 7, "doctor": 7, "coursework": 7,
     "gradcheck": 7, "audit": 7, "grade": 8, "inspection": 7, "reproduce": 7,

@@ -15,9 +15,10 @@ import torch
 
 from benchmarks import kill
 from manualnn import experiment
+from manualnn.checkpoint import PREVIOUS
 from manualnn.config import load_config
 from manualnn.errors import InputError
-from manualnn.experiment import PREVIOUS, Run
+from manualnn.experiment import Run
 from manualnn.files import LOCK
 from manualnn.training import Progress
 
@@ -97,7 +98,11 @@ def test_checkpoints_every_so_many_steps(folder, tmp_path, monkeypatch):
     config = small(folder, "train.batch_size=16", "train.checkpoint_every_steps=4")
     finish(config, tmp_path / "whole")
     steps, save = [], Run._save
-    monkeypatch.setattr(Run, "_save", lambda run: steps.append(run.training.step_number))
+
+    def count(run, history=False):
+        steps.append(run.training.step_number)
+
+    monkeypatch.setattr(Run, "_save", count)
     run = Run(config, tmp_path / "broken", "cpu")
     for _ in run.train():
         if run.training.step_number == 24:  # 9 of the second epoch's 15
@@ -145,7 +150,8 @@ def test_two_signals_stop_at_once(run, folder, monkeypatch):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_within_an_epoch(folder, tmp_path, number, code, run):
     options = ["train", "--data-dir", folder, "--device", "cpu", "--epochs", "2"]
-    options += ["--set", "data.valid=60", "--set", "train.batch_size=1"]
+    for value in ("data.valid=60", "train.batch_size=1", "train.optimizer.learning_rate=1e-3"):
+        options += ["--set", value]
     out = tmp_path / "out"
     assert run(*options, "--out", tmp_path / "whole")[0] == 0
     script = (
@@ -262,6 +268,7 @@ def test_a_folder_that_goes_away_is_made_again(broken, capsys):
     run = Run(config, out, "cpu", resume=True)
     for event in run.train():
         if isinstance(event, list) and run.training.epoch == 3:
+            run._saver.flush()
             shutil.rmtree(out)
     assert same(out, whole) and (out / "config.toml").exists()
     assert f"note: {out} was removed; it is made again" in capsys.readouterr().err
