@@ -278,9 +278,9 @@ class Run:
         state |= {"config": digest(self.config), "training": training.state()}
         state["finished"] = [asdict(record) for record in self.finished]
         records = self.records if history else None
-        where = f"epoch {training.epoch}"
-        if training.epoch_step:
-            where += f" and {training.epoch_step} steps of the next"
+        where, steps = f"epoch {training.epoch}", training.epoch_step
+        if steps:
+            where += f" and {steps} step{'s' * (steps > 1)} of the next"
 
         def then() -> None:
             self.saved = where
