@@ -28,8 +28,8 @@ def gradcheck(
     ] = None,
     samples: Annotated[
         int, typer.Option(help="Coordinates of each tensor, chosen by the seed; 0: all.")
-    ] = 100,
-    batch: Annotated[int, typer.Option(help="Random examples in the batch.")] = 8,
+    ] = 50,
+    batch: Annotated[int, typer.Option(help="Random examples in the batch.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of examples, weights and coordinates.")] = 0,
     data_dir: Annotated[
         str | None, typer.Option(help="Folder with the data, where CONFIG needs it for a shape.")
@@ -46,12 +46,16 @@ def gradcheck(
             raise InputError(f"--{name} {value}: must be at least {least}")
 
     from . import gradcheck as checking
+    from . import own_gradient
     from .experiment import to_json
 
-    reports = [
-        checking.check(case, samples, batch, seed)
-        for case in checking.cases(what, set_, data_dir, seed)
-    ]
+    if own_gradient.is_function(what):
+        reports = [own_gradient.check_function(what, samples, seed)]
+    else:
+        reports = [
+            checking.check(case, samples, batch, seed)
+            for case in checking.cases(what, set_, data_dir, seed)
+        ]
     print(to_json(checking.to_dict(reports)) if json_ else "\n".join(checking.lines(reports)))
     if any(report.wrong for report in reports):
         raise typer.Exit(1)

@@ -39,7 +39,7 @@ from .workspace import Noise, Workspace, clock, generator, mix
 CHECK_STREAM = 0xC4EC
 BAR = 1e-5
 STEPS = (1e-5, 1e-6, 1e-7)  # times |v| where that is above 1
-AT_ONCE = 2**23  # numbers that are made together
+AT_ONCE = 2**21  # numbers that are made together
 FLOOR = 1e-3  # of a tensor's largest gradient
 # R values of a tensor, (R, ...), to terms (R, m), whose sum is the scalar, and the branches (R, n)
 # that ReLUs and poolings took.
@@ -70,10 +70,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """The rows of one network, `title` says which."""
+    """The rows of one network or function; `title` says which, `notes` what else is to be said."""
 
     title: str
     rows: list[Row]
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -87,11 +88,15 @@ class Report:
     def finding(self) -> str:
         """What the rows say together: the parts that are wrong by themselves, if any are."""
         if parts := dict.fromkeys(row.part for row in self.wrong if row.part != "network"):
-            named = [
-                f"{part} ({', '.join(row.tensor for row in self.wrong if row.part == part)})"
+            named = {
+                part: ", ".join(
+                    row.tensor + (f" ({row.how})" if row.how else "")
+                    for row in self.wrong
+                    if row.part == part
+                )
                 for part in parts
-            ]
-            return f"wrong: {'; '.join(named)}"
+            }
+            return f"wrong: {'; '.join(f'{part}: {what}' for part, what in named.items())}"
         if self.wrong:
             names = ", ".join(row.tensor for row in self.wrong)
             return f"wrong: the whole network ({names}), though each part of it is right by itself"
@@ -176,7 +181,7 @@ def _double(network: Network, specs: list[list[Any]] | None = None) -> Network:
 
 
 @torch.inference_mode()
-def check(case: Case, samples: int = 100, batch: int = 8, seed: int = 0) -> Report:
+def check(case: Case, samples: int = 50, batch: int = 4, seed: int = 0) -> Report:
     """Check each layer, loss, penalty and the network on `batch` random examples: of every tensor
     `samples` coordinates, all where that is 0. Raises InputError where a loss is not finite."""
     problem = Problem(case, batch, seed)
@@ -206,7 +211,8 @@ def differences(
     numeric, noise = (flat.new_zeros(count) for _ in range(2))
     kinked = torch.ones(count, dtype=torch.bool)
     for step in STEPS:
-        for todo in kinked.nonzero().flatten().split(most):
+        left = kinked.nonzero().flatten()
+        for todo in left.split(most) if len(left) else ():
             chosen, n = coordinates[todo], len(todo)
             h = step * flat[chosen].abs().clamp(min=1)
             copies = flat.repeat(2 * n, 1)
@@ -450,6 +456,7 @@ def lines(reports: list[Report]) -> Iterator[str]:
         for row in report.rows:
             yield f"{row.part:<17}{row.tensor:<8}{_figures(row)}  {row.verdict}"
         yield report.finding
+        yield from report.notes
         yield ""
 
 
@@ -467,6 +474,7 @@ def to_dict(reports: list[Report]) -> dict[str, Any]:
             "title": report.title,
             "passed": report.passed,
             "finding": report.finding,
+            "notes": report.notes,
             "rows": [asdict(row) for row in report.rows],
         }
         for report in reports
