@@ -450,11 +450,10 @@ def lines(reports: list[Report]) -> Iterator[str]:
         yield report.title
         header = ("worst", "median", "at", "checked", "skipped")
         yield (
-            f"{'':<17}{'':<8}{header[0]:>9}{header[1]:>10}  {header[2]:<18}{header[3]:>16}"
-            f"{header[4]:>9}"
+            f"{'':<27}{header[0]:>9}{header[1]:>10}  {header[2]:<18}{header[3]:>16}{header[4]:>9}"
         )
         for row in report.rows:
-            yield f"{row.part:<17}{row.tensor:<8}{_figures(row)}  {row.verdict}"
+            yield f"{row.part:<19} {row.tensor:<7}{_figures(row)}  {row.verdict}"
         yield report.finding
         yield from report.notes
         yield ""
