@@ -40,6 +40,7 @@ from .workspace import Workspace, generator
 OWN_STREAM = 0x0361
 BATCH, INPUTS, HIDDEN, CLASSES = 7, 6, 5, 3  # all different, so that a factor has a name
 LOW_BAR, LOW_NOISE = 1e-2, 1e-3  # for a function that computes in float32
+TARGET = re.compile(r"(.+\.py)(?::(\w+))?")
 NAMES = {"gradient": ("X", "y", "W"), "loss_and_gradients": ("params", "x", "y")}
 Arrays = dict[str, np.ndarray]
 
@@ -77,18 +78,18 @@ class Own:
 
 def is_function(name: str) -> bool:
     """Whether `name` is FILE.py or FILE.py:FUNCTION."""
-    return re.fullmatch(r".+\.py(:\w+)?", name) is not None
+    return TARGET.fullmatch(name) is not None
 
 
 def check_function(name: str, samples: int = 100, seed: int = 0) -> Report:
     """Check FILE.py:FUNCTION. Raises InputError where it cannot be judged."""
-    file, _, wanted = name.partition(".py")
-    path = Path(f"{file}.py")
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
+    match = TARGET.fullmatch(name)
+    path, wanted = (Path(match[1]), match[2]) if match else (Path(name), None)
+    if match is None or not path.is_file():
+        raise InputError(f"{path}: no such file; give FILE.py:FUNCTION")
     with _running(path):
         content = runpy.run_path(str(path))
-    wanted = wanted[1:] or next((known for known in NAMES if known in content), "")
+    wanted = wanted or next((known for known in NAMES if known in content), "")
     functions = [key for key, value in content.items() if inspect.isfunction(value)]
     if not callable(function := content.get(wanted)):
         which = f"has no function {wanted!r}" if wanted else "has no function of a known name"
@@ -192,10 +193,10 @@ def _check_loss(
         )  # fmt: skip
         raise InputError(f"{error}{what}") from None
     loss, found = _loss_and_gradients(own, own(params, x, y))
-    if _loss_and_gradients(own, own(params, x, y))[0] != loss:
-        raise InputError(f"{own.path}: {own.name} gives another loss each time; fix its randomness")
     if not math.isfinite(loss):
         raise InputError(f"{own.path}: {own.name} gives the loss {loss}")
+    if _loss_and_gradients(own, own(params, x, y))[0] != loss:
+        raise InputError(f"{own.path}: {own.name} gives another loss each time; fix its randomness")
     rows = _against_differences(own, params, x, y, samples, seed)
     single = isinstance(x, np.ndarray) and isinstance(y, np.ndarray) and len(x) == len(y) > 1
     if single and any(row.verdict == "wrong" for row in rows):
@@ -236,12 +237,12 @@ def _against_differences(
         up, down = slopes(step), slopes(-step)
         mean = (up + down) / 2
         scale = np.abs(mean).max(initial=0.0)
-        at_kink = np.abs(up - down) > kink * scale
-        noise[key] = LOW_NOISE * scale
+        lost = np.finfo(np.float64).eps * abs(loss) / step  # by rounding the loss
+        noise[key] = lost if exact else LOW_NOISE * scale
+        at_kink = np.abs(up - down) > kink * scale + 20 * noise[key]
         if exact:
-            noise[key] = np.finfo(np.float64).eps * abs(loss) / step
             nearer = (slopes(step / 10) + slopes(-step / 10)) / 2
-            bound = BAR * np.maximum(np.abs(mean), FLOOR * scale) + 20 * noise[key]
+            bound = BAR * np.maximum(np.abs(mean), FLOOR * scale) + 20 * lost
             at_kink |= np.abs(mean - nearer) > bound
         right[key] = _placed(mean, chosen, value.shape)
         kinked[key] = _placed(at_kink, chosen, value.shape)
@@ -260,6 +261,11 @@ def compare(
 ) -> list[Row]:
     """A row for each gradient of `right`, nan where it is not known, and for what is too much."""
     rows = []
+    clear = (
+        right
+        if kinked is None
+        else {key: np.where(kinked[key] > 0, np.nan, values) for key, values in right.items()}
+    )
     for key, wanted in right.items():
         row = Row(part, key, wanted.shape, None, None, None, 0, wanted.size, 0, "wrong")
         own = found.get(key)
@@ -276,7 +282,7 @@ def compare(
                 at_kink = torch.from_numpy(kinked[key].flatten()[known] > 0)
             row = judge(part, key, wanted.shape, torch.from_numpy(known), a, n, lost, at_kink, bar)
             if row.verdict == "wrong":
-                row = replace(row, how=_how(key, own, right, batch, bar))
+                row = replace(row, how=_how(key, own, clear, batch, bar))
         rows.append(row)
     how = f"not asked for: the keys are {', '.join(right)}"
     extra = [key for key in found if key not in right]
@@ -321,7 +327,7 @@ def _how(key: str, found: np.ndarray, right: Arrays, batch: int, bar: float) -> 
     known = np.isfinite(wanted)
     factor = float((found[known] * wanted[known]).sum() / max((wanted[known] ** 2).sum(), 1e-300))
     if _close(found, factor * wanted, bar):
-        return _times(factor, batch)
+        return _times(factor, batch, bar)
     wrong = known & (np.abs(found - wanted) > bar * np.nanmax(np.abs(wanted)))
     for axis, line in enumerate(("row", "column") if found.ndim == 2 else ("entry",)):
         other_axes = tuple(i for i in range(found.ndim) if i != axis)
@@ -332,7 +338,7 @@ def _how(key: str, found: np.ndarray, right: Arrays, batch: int, bar: float) -> 
     return ""
 
 
-def _times(factor: float, batch: int) -> str:
+def _times(factor: float, batch: int, bar: float) -> str:
     """What a constant factor says."""
     size = abs(factor)
     known = {
@@ -342,7 +348,7 @@ def _times(factor: float, batch: int) -> str:
         2.0: "twice as large as it should be",
         0.5: "half as large as it should be",
     }
-    near = [text for value, text in known.items() if math.isclose(size, value, rel_tol=1e-3)]
+    near = [text for value, text in known.items() if math.isclose(size, value, rel_tol=10 * bar)]
     text = near[0] if near else f"{size:.4g} times what it should be"
     return ", and ".join(filter(None, ("the sign is flipped" if factor < 0 else "", text)))
 
