@@ -47,6 +47,7 @@ def gradcheck(
 
     from . import gradcheck as checking
     from . import own_gradient
+    from .differences import lines, to_dict
     from .experiment import to_json
 
     if own_gradient.is_function(what):
@@ -56,7 +57,8 @@ def gradcheck(
             checking.check(case, samples, batch, seed)
             for case in checking.cases(what, set_, data_dir, seed)
         ]
-    print(to_json(checking.to_dict(reports)) if json_ else "\n".join(checking.lines(reports)))
+    text = to_json(to_dict(reports)) if json_ else "\n".join([*lines(reports), ""])
+    print(text, end="")
     if any(report.wrong for report in reports):
         raise typer.Exit(1)
     if not all(report.passed for report in reports):

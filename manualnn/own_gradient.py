@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from .coursework import gradient
+from .differences import BAR, FLOOR, Report, Row, judge
 from .errors import InputError, hint
-from .gradcheck import BAR, FLOOR, Report, Row, judge
 from .layers import ACTIVATIONS
 from .losses import LOSSES, outputs
 from .network import Network
@@ -108,7 +108,7 @@ def check_function(name: str, samples: int = 100, seed: int = 0) -> Report:
     else:
         report = _check_loss(own, kinds, content.get("example"), samples, draw, seed)
     for label in own.changed:
-        report.rows.append(_bare(wanted, label, "an argument that it changes in place"))
+        report.rows.append(Row(wanted, label, (), how="an argument that it changes in place"))
     return report
 
 
@@ -267,7 +267,7 @@ def compare(
         else {key: np.where(kinked[key] > 0, np.nan, values) for key, values in right.items()}
     )
     for key, wanted in right.items():
-        row = Row(part, key, wanted.shape, None, None, None, 0, wanted.size, 0, "wrong")
+        row = Row(part, key, wanted.shape)
         own = found.get(key)
         if own is None:
             row = replace(row, how="missing")
@@ -286,11 +286,7 @@ def compare(
         rows.append(row)
     how = f"not asked for: the keys are {', '.join(right)}"
     extra = [key for key in found if key not in right]
-    return rows + [_bare(part, str(key), how) for key in extra]
-
-
-def _bare(part: str, tensor: str, how: str) -> Row:
-    return Row(part, tensor, (), None, None, None, 0, 0, 0, "wrong", how)
+    return rows + [Row(part, str(key), (), how=how) for key in extra]
 
 
 def _placed(values: np.ndarray, chosen: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -364,7 +360,7 @@ def _alone(rows: list[Row], single: list[Row] | InputError) -> list[Row]:
     """The rows, with a word on those that are right in `single`, of the first example alone."""
     if isinstance(single, InputError):
         return rows
-    right = {row.tensor for row in single if row.verdict in ("ok", "zero")}
+    right = {row.tensor for row in single if row.right}
     text = "right for a batch of one example only"
     return [
         replace(row, how=text)
@@ -462,7 +458,7 @@ def _attempt(call: Callable[[], Any]) -> Any:
 
 
 def _right(rows: list[Row] | InputError) -> bool:
-    return not isinstance(rows, InputError) and all(row.verdict in ("ok", "zero") for row in rows)
+    return not isinstance(rows, InputError) and all(row.right for row in rows)
 
 
 def _double(value: Any) -> Any:
