@@ -49,8 +49,9 @@ def gradcheck(
     from . import own_gradient
     from .differences import lines, to_dict
     from .experiment import to_json
+    from .own_function import is_function
 
-    if own_gradient.is_function(what):
+    if is_function(what):
         reports = [own_gradient.check_function(what, samples, seed)]
     else:
         reports = [

@@ -218,6 +218,30 @@ def test_an_example_gives_the_arguments(tmp_path, kind):
     assert how(report) == {"w": "transposed"}
 
 
+def test_swapped_gradients_and_what_kinks_leave_out(tmp_path):
+    """Two tensors of one shape; |b| at 0 is a kink, at 1 and 2 it is none."""
+    source = """
+        import numpy as np
+        def example():
+            return {"a": np.array([1.0, -2, 3]), "b": np.array([0.0, 1, -2])}, np.eye(3), np.ones(3)
+        def loss_and_gradients(params, x, y):
+            a, b = params["a"], params["b"]
+            return (a**3).sum() / 3 + np.abs(b).sum(), {"a": a * a, "b": np.sign(b)}
+    """
+    report = checked(tmp_path, source)
+    assert report.passed and [row.skipped for row in report.rows] == [0, 1]
+    report = checked(
+        tmp_path, source, ('"a": a * a, "b": np.sign(b)', '"b": a * a, "a": np.sign(b)')
+    )
+    assert how(report) == {"a": "", "b": "it is the gradient of a"}
+    report = checked(tmp_path, source, ("np.sign(b)", "-3 * np.sign(b)"))
+    assert how(report) == {
+        "b": "the sign is flipped, and 3 times too large, the batch size: 1/B is missing"
+    }
+    name = f"{tmp_path / 'own.py'}"
+    assert check_function(name, samples=2).rows[0].tried == 2
+
+
 def test_float32_is_judged_by_its_own_precision(tmp_path):
     low = "    X, y, W = np.float32(X), np.float32(y), {k: np.float32(v) for k, v in W.items()}\n"
     report = checked(tmp_path, GRADIENT, ("    h = ", f"{low}    h = "))
@@ -250,7 +274,7 @@ def test_one_shape_of_y_may_do(tmp_path):
         ("import nothing_like_it", "", "own.py:1: ModuleNotFoundError: No module named"),
         ("import sys\nsys.exit(3)", "", "own.py:2: SystemExit: 3"),
         (GRADIENT.replace("len(X)", "(1 // 0)"), "", "own.py:10: ZeroDivisionError: "),
-        ("def gradient(X, y, W): return [1]", "", r"gradient gives a tuple, not a dict like W"),
+        ("def gradient(X, y, W): return [1]", "", r"gradient gives a list, not a dict like W"),
         (
             "def gradient(X, y, W): return {'w_1': 'a', 'w_2': 1}",
             "",
