@@ -52,6 +52,8 @@ def gradcheck(
     from .own_function import is_function
 
     if is_function(what):
+        if set_ or data_dir:
+            raise InputError(f"--set and --data-dir go with a config, but {what} names a function")
         reports = [own_gradient.check_function(what, samples, seed)]
     else:
         reports = [

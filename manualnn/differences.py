@@ -132,8 +132,8 @@ def judge(
 
     The relative error is |a - n| / max(|a|, |n|, floor). The floor is a thousandth of the largest
     |a| or |n|, as of smaller ones only the difference matters to a step, and at least what makes an
-    error as large as the rounding count as the bar. Not judged: a tensor with most coordinates
-    skipped, or one where the rounding is above a hundredth of the largest.
+    error as large as the rounding count as the bar. Not judged: a tensor with more than three
+    quarters of its coordinates skipped, or one where rounding is above a hundredth of the largest.
     """
     kept = ~kinked
     a, n, noise = analytic[kept], numeric[kept], noise[kept]
@@ -144,7 +144,7 @@ def judge(
     worst = int(errors.argmax()) if len(errors) else None
     if worst is not None and not float(errors[worst]) <= bar:
         verdict = "wrong"
-    elif 2 * len(a) < len(kinked):
+    elif 4 * len(a) < len(kinked):
         verdict = "not judged"
     elif not bool(a.any()) and bool((n.abs() <= noise).all()):
         verdict = "zero"

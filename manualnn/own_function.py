@@ -30,7 +30,7 @@ class Own:
     """A function called `name` in `path`, with one of the known signatures.
 
     It is called with copies of arrays: as torch tensors where the file uses torch, else as NumPy
-    arrays, and in the other of the `kinds` if that fails. `changed` are the arguments that it wrote
+    arrays, and as another of the `kinds` if that fails. `changed` are the arguments that it wrote
     to, `content` all that the file defines.
     """
 
@@ -63,7 +63,7 @@ class Own:
             if isinstance(before, dict):
                 pairs = {f"{name}[{k!r}]": (v, after.get(k)) for k, v in before.items()}
             for label, (old, new) in pairs.items():
-                if not np.array_equal(old, as_array(new)):
+                if not np.array_equal(as_array(_convert(old, self.kinds[0])), as_array(new)):
                     self.changed[label] = None
         return tuple(map(as_array, result)) if isinstance(result, tuple) else as_array(result)
 
@@ -120,7 +120,8 @@ def load(name: str) -> Own:
         value is torch or str(getattr(value, "__module__", "")).startswith("torch")
         for value in content.values()
     )
-    kinds = ("torch", "numpy") if uses_torch else ("numpy", "torch")
+    torches = ("torch", "torch in float32")  # the latter beside tensors of torch's default type
+    kinds = (*torches, "numpy") if uses_torch else ("numpy", *torches)
     return Own(path, wanted, _signature(path, wanted, function), function, kinds, content)
 
 
@@ -166,7 +167,10 @@ def _convert(value: Any, kind: str) -> Any:
         return {key: _convert(item, kind) for key, item in value.items()}
     if not isinstance(value, np.ndarray):
         return value
-    return torch.from_numpy(value.copy()) if kind == "torch" else value.copy()
+    if kind == "numpy":
+        return value.copy()
+    tensor = torch.from_numpy(value.copy())
+    return tensor.float() if kind != "torch" and tensor.is_floating_point() else tensor
 
 
 @contextmanager

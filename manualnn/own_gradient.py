@@ -97,7 +97,7 @@ def _check_loss(own: Own, draw: np.random.Generator, samples: int, seed: int) ->
         if not (isinstance(given, tuple) and len(given) == 3 and isinstance(given[0], dict)):
             raise InputError(f"{own.path}: example() must give (params, x, y), params a dict")
         if any(map(torch.is_tensor, given[0].values())):
-            own.kinds = ("torch",)
+            own.kinds = tuple(kind for kind in own.kinds if kind != "numpy")
         params, x, y = map(_double, given)
         own.choose(params, x, y)
     else:

@@ -306,6 +306,13 @@ def test_what_lies_at_kinks_is_not_judged():
     assert report.finding.startswith("not judged, ") and "relu 1 x; network w1" in report.finding
 
 
+def test_what_skips_some_coordinates_is_judged_by_the_others():
+    """A second ReLU gets exact zeros from the first."""
+    report = check(case_of([["linear", 8], ["relu"], ["relu"], ["linear", "classes"]], (5,)))
+    row = next(row for row in report.rows if (row.part, row.tensor) == ("relu 2", "x"))
+    assert report.passed and 8 < row.skipped < 24 and row.tried == 32
+
+
 def test_dead_units_have_a_gradient_of_zero(monkeypatch):
     report = check(dead(-1.0), samples=0)
     assert report.passed
@@ -361,6 +368,8 @@ def test_cases_of_a_config_are_the_different_networks():
     config = config_of(train__optimizer__name="adamw", train__l2=0.1, train__l1=0.2)
     [case] = gradcheck._of_config(config, None, 0)
     assert (case.l1, case.l2) == (0.2, 0)  # AdamW's L2 is no part of the gradient
+    [case] = gradcheck._of_config(config_of(train__class_weights="balanced"), None, 0)
+    assert check(case, 2, 2).notes == ("note: class weights are left out",)
     assert len(cases("kmnist-mlp")) == 1 and len(cases("mnist-student-compare")) == 2
     assert cases("kmnist-mlp", ["train.loss=squared_error"])[0].loss == "squared_error"
 

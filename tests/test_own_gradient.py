@@ -251,6 +251,14 @@ def test_float32_is_judged_by_its_own_precision(tmp_path):
     assert how(report) == dict.fromkeys(("w1", "b1", "w2", "b2"), NO_DIVISION)
 
 
+def test_torch_s_default_type_is_float32(tmp_path):
+    """A product with a new tensor of torch's default type: float64 is refused by torch itself."""
+    report = checked(tmp_path, TORCH, ('X.mm(W["w_1"])', 'X.mm(torch.eye(6)).mm(W["w_1"])'))
+    assert report.passed and report.title.endswith("(torch in float32)")
+    changes = [('"w_2": h.t().mm(d)', '"w_2": -h.t().mm(d)'), ("X.mm(", "X.mm(torch.eye(6)).mm(")]
+    assert how(checked(tmp_path, TORCH, *changes)) == {"w_2": "the sign is flipped"}
+
+
 def test_one_shape_of_y_may_do(tmp_path):
     """(B, 1) against (B,) is broadcast to (B, B): a note, for a course may ask for one of them."""
     report = checked(tmp_path, TORCH)
@@ -312,5 +320,7 @@ def test_the_command(run, tmp_path):
     (tmp_path / "own.py").write_text(own.replace("len(X)", "-len(X)"))
     code, out, _ = run("gradcheck", "own.py")
     assert code == 1 and "wrong: gradient: w_1 (the sign is flipped), w_2 (the sign is" in out
+    code, out, err = run("gradcheck", "own.py", "--set", "train.l2=1")
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "--set and --data-dir go with" in err
     code, out, err = run("gradcheck", "no.py:gradient")
     assert (code, out, err) == (2, "", "error: no.py: no such file; give FILE.py:FUNCTION\n")
