@@ -51,6 +51,7 @@ class Own:
             if not isinstance(found, InputError):
                 return
             errors.append(found)
+        self.kinds = kinds
         raise errors[0]
 
     def __call__(self, *arguments: Any) -> Any:

@@ -74,11 +74,15 @@ def _check_gradient(own: Own, draw: np.random.Generator) -> Report:
         right = {key: Right(value, value != value) for key, value in exact.items()}
         return compare(own.name, found, right, count, _bar(found))
 
-    own.choose(x, y, weights)
     shapes = {(BATCH,): y, (BATCH, 1): y[:, None]}
+    try:
+        own.choose(x, y, weights)
+    except InputError as error:
+        if isinstance(attempt(lambda: own.choose(x, y[:, None], weights)), InputError):
+            raise error from None
     found = {shape: attempt(partial(rows, of)) for shape, of in shapes.items()}
     judged = {shape: rows for shape, rows in found.items() if not isinstance(rows, InputError)}
-    if not judged:
+    if not judged:  # what it gives is no dict of arrays
         raise found[BATCH,]
     right = [shape for shape, rows in judged.items() if all(row.right for row in rows)]
     best = (right or list(judged))[0]
@@ -98,7 +102,11 @@ def _check_loss(own: Own, draw: np.random.Generator, samples: int, seed: int) ->
             raise InputError(f"{own.path}: example() must give (params, x, y), params a dict")
         if any(map(torch.is_tensor, given[0].values())):
             own.kinds = tuple(kind for kind in own.kinds if kind != "numpy")
-        params, x, y = map(_double, given)
+        x, y = map(_double, given[1:])
+        try:
+            params = {k: np.asarray(as_array(v), dtype=float) for k, v in given[0].items()}
+        except (TypeError, ValueError):
+            raise InputError(f"{own.path}: example() gives params that are no arrays") from None
         own.choose(params, x, y)
     else:
         shapes = {
@@ -238,11 +246,11 @@ def _times(factor: float, batch: int, bar: float) -> str:
     """What a constant factor says."""
     size = abs(factor)
     known = {
-        1.0: "",
         float(batch): f"{batch} times too large, the batch size: 1/B is missing",
         1 / batch: f"{batch} times too small, the batch size: 1/B is there twice",
         2.0: "twice as large as it should be",
         0.5: "half as large as it should be",
+        1.0: "",
     }
     near = [text for value, text in known.items() if math.isclose(size, value, rel_tol=10 * bar)]
     text = near[0] if near else f"{size:.4g} times what it should be"
@@ -317,10 +325,7 @@ def _bar(found: Arrays) -> float:
 
 
 def _double(value: Any) -> Any:
-    """Arrays and tensors as arrays, those of floating-point numbers in float64; others as they
-    are."""
-    if isinstance(value, dict):
-        return {key: _double(item) for key, item in value.items()}
+    """An array or tensor as an array, of floating-point numbers in float64; others as they are."""
     value = as_array(value)
     floating = isinstance(value, np.ndarray) and value.dtype.kind == "f"
     return value.astype(np.float64) if floating else value

@@ -251,6 +251,31 @@ def test_float32_is_judged_by_its_own_precision(tmp_path):
     assert how(report) == dict.fromkeys(("w1", "b1", "w2", "b2"), NO_DIVISION)
 
 
+def test_a_function_that_takes_y_as_a_column_alone(tmp_path):
+    report = checked(tmp_path, GRADIENT, ("y.reshape(-1, 1)", "y * np.ones((y.shape[1], 1))"))
+    assert report.passed and report.notes == ("note: wrong for y of shape (7,)",)
+    report = checked(tmp_path, GRADIENT, ("y.reshape(-1, 1)", "0 * y[:, 0:1]"))
+    assert {row.tensor for row in report.wrong} == {"w_1", "w_2"}
+
+
+def test_parameters_may_be_numbers(tmp_path):
+    source = """
+        def example():
+            return {"slope": 2.0, "offset": 1}, [1.0, 2.0], [0.0, 1.0]
+        def loss_and_gradients(params, x, y):
+            r = [params["slope"] * a + params["offset"] - b for a, b in zip(x, y)]
+            loss = sum(e * e for e in r) / 2
+            return loss, {"slope": sum(e * a for e, a in zip(r, x)), "offset": sum(r)}
+    """
+    report = checked(tmp_path, source)
+    assert report.passed and [row.index for row in report.rows] == [(), ()]
+    assert how(checked(tmp_path, source, ('"offset": sum(r)', '"offset": -sum(r)'))) == {
+        "offset": "the sign is flipped"
+    }
+    with pytest.raises(InputError, match="params that are no arrays"):
+        checked(tmp_path, source, ('"offset": 1}', '"offset": "1,"}'))
+
+
 def test_torch_s_default_type_is_float32(tmp_path):
     """A product with a new tensor of torch's default type: float64 is refused by torch itself."""
     report = checked(tmp_path, TORCH, ('X.mm(W["w_1"])', 'X.mm(torch.eye(6)).mm(W["w_1"])'))
