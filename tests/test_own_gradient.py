@@ -272,6 +272,8 @@ def test_parameters_may_be_numbers(tmp_path):
     assert how(checked(tmp_path, source, ('"offset": sum(r)', '"offset": -sum(r)'))) == {
         "offset": "the sign is flipped"
     }
+    slightly = ('"offset": sum(r)', '"offset": 1.001 * sum(r)')
+    assert how(checked(tmp_path, source, slightly)) == {"offset": "1.001 times what it should be"}
     with pytest.raises(InputError, match="params that are no arrays"):
         checked(tmp_path, source, ('"offset": 1}', '"offset": "1,"}'))
 
