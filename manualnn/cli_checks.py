@@ -15,6 +15,61 @@ app = typer.Typer()
 
 
 @app.command()
+def gradcheck(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|WEIGHTS|FILE.py:FUNCTION",
+            help="A TOML file, a weights file, a run folder or a shipped name; or your own function"
+            " gradient(X, y, W) or loss_and_gradients(params, x, y).",
+        ),
+    ] = "mnist-mlp",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of CONFIG."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(help="Coordinates of each tensor, chosen by the seed; 0: all.")
+    ] = 50,
+    batch: Annotated[int, typer.Option(help="Random examples in the batch.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of examples, weights and coordinates.")] = 0,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder with the data, where CONFIG needs it for a shape.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print every figure.")] = False,
+) -> None:
+    """Compare gradients derived by hand with central differences, in float64.
+
+    Of a network: each layer, loss and penalty alone, then the whole. Exit code 1 where one is
+    wrong, 2 where one could not be judged.
+    """
+    for name, value, least in (("samples", samples, 0), ("batch", batch, 1), ("seed", seed, 0)):
+        if value < least:
+            raise InputError(f"--{name} {value}: must be at least {least}")
+
+    from . import gradcheck as checking
+    from . import own_gradient
+    from .differences import lines, to_dict
+    from .experiment import to_json
+    from .own_function import is_function
+
+    if is_function(what):
+        if set_ or data_dir:
+            raise InputError(f"--set and --data-dir go with a config, but {what} names a function")
+        reports = [own_gradient.check_function(what, samples, seed)]
+    else:
+        reports = [
+            checking.check(case, samples, batch, seed)
+            for case in checking.cases(what, set_, data_dir, seed)
+        ]
+    text = to_json(to_dict(reports)) if json_ else "\n".join([*lines(reports), ""])
+    print(text, end="")
+    if any(report.wrong for report in reports):
+        raise typer.Exit(1)
+    if not all(report.passed for report in reports):
+        raise typer.Exit(2)
+
+
 def reproduce(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     out: Annotated[
