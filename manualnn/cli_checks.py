@@ -70,6 +70,7 @@ def gradcheck(
         raise typer.Exit(2)
 
 
+@app.command()
 def reproduce(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     out: Annotated[
