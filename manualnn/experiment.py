@@ -7,6 +7,7 @@ import re
 import statistics
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
@@ -205,7 +206,15 @@ class Run:
         with writing(f"--out {self.folder}"):
             if not held:
                 self._claim(out)
-            write_text(self.folder / "config.toml", self.config.to_toml())
+            try:
+                write_text(self.folder / "config.toml", self.config.to_toml())
+            except OSError:
+                self._held.release()
+                if not held:
+                    with suppress(OSError):
+                        (self.folder / LOCK).unlink()
+                        self.folder.rmdir()
+                raise
 
     @property
     def records(self) -> list[Record]:

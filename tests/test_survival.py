@@ -263,6 +263,18 @@ def test_a_full_disk_loses_nothing(broken):
     assert same(out, whole)
 
 
+def test_a_full_disk_at_the_start_leaves_no_folder(folder, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    config = small(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(InputError, match="--out .*out: cannot be written: File too large"):
+            Run(config, tmp_path / "out", "cpu")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_goes_away_is_made_again(broken, capsys):
     config, whole, out = broken
     run = Run(config, out, "cpu", resume=True)
