@@ -268,7 +268,7 @@ def test_a_full_disk_at_the_start_leaves_no_folder(folder, tmp_path):
     config = small(folder)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
-        with pytest.raises(InputError, match="--out .*out: cannot be written: File too large"):
+        with pytest.raises(InputError, match=r"--out .*out: cannot be written: File too large"):
             Run(config, tmp_path / "out", "cpu")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
