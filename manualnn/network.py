@@ -256,7 +256,9 @@ def load_weights(path: Path) -> Weights:
             raise InputError(f"{path}: {key} is {tensors[key].dtype}, not floating-point")
     size = path.stat().st_size
     if network.layout.count > size:  # tensors may be views of the same numbers
-        raise InputError(f"{path}: its tensors have more numbers than the file has bytes ({size:,})")
+        raise InputError(
+            f"{path}: its tensors have more numbers than the file has bytes ({size:,})"
+        )
     network = Network(network.specs, network.shape, network.classes, dtype=network.theta.dtype)
     for key, slot in zip(keys, network.layout.slots, strict=True):
         stored = _from_file(network.layers[slot.layer], slot.name, tensors[key])
@@ -265,17 +267,24 @@ def load_weights(path: Path) -> Weights:
 
 
 MOST_LAYERS, MOST_NUMBERS = 10**4, 2**31  # of a network; that forward makes of one sample
+NUMBER = int | float
 # What evaluate and predict go by, in meta, its normalization and its split, where it is not None.
 META: dict[str, dict[str, Any]] = {
     "meta": {
         **dict.fromkeys(("run", "dataset", "loss", "torch", "manualnn"), str),
-        **{"class_names": list, "normalization": dict, "split": dict},
+        "class_names": list,
+        **dict.fromkeys(("normalization", "split"), dict),
     },
-    "normalization": {"kind": str, "mean": float | list, "std": float | list, "permute_seed": int},
+    "normalization": {
+        "kind": str,
+        **dict.fromkeys(("mean", "std"), NUMBER | list),
+        "permute_seed": int,
+    },
     "split": {
         **dict.fromkeys(("source", "labels", "test_labels"), str),
         **dict.fromkeys(("train_samples", "seed", "classes", "corruption_seed"), int),
-        **{"valid": int | float, "stratify": bool, "corruption": float},
+        **dict.fromkeys(("valid", "corruption"), NUMBER),
+        "stratify": bool,
     },
 }
 
@@ -310,11 +319,10 @@ def _check_meta(meta: dict[str, Any], inputs: int) -> None:
     for name, kinds in META.items():
         for key, kind in kinds.items():
             value = tables[name].get(key)
-            number = type(value) in (int, float)
-            fits = isinstance(value, kind | (int if kind in (float, float | list) else kind))
-            if value is not None and (not fits or isinstance(value, bool) != (kind is bool)):
-                raise InputError(f"its meta has an unusable {name}: {key} is {shown(repr(value))}")
-            if number and name == "split" and not 0 <= value < 2**62:
+            fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+            if name == "split" and isinstance(value, NUMBER):
+                fits = fits and 0 <= value < 2**62
+            if value is not None and not fits:
                 raise InputError(f"its meta has an unusable {name}: {key} is {shown(repr(value))}")
     normalization, split = tables["normalization"], tables["split"]
     for key in ("mean", "std"):
@@ -322,8 +330,10 @@ def _check_meta(meta: dict[str, Any], inputs: int) -> None:
         if isinstance(values, list) and len(values) != inputs:
             raise InputError(f"its meta has {len(values)} numbers in {key}, but {inputs} inputs")
         for value in values if isinstance(values, list) else (values,):
-            if type(value) not in (int, float) or not abs(value) < 2**1000:
-                raise InputError(f"its meta has an unusable normalization: {key} {value!r}")
+            if not isinstance(value, NUMBER) or not abs(value) < 2**1000:
+                raise InputError(
+                    f"its meta has an unusable normalization: {key} {shown(repr(value))}"
+                )
     if unknown := set(normalization) - set(META["normalization"]):
         raise InputError(f"its meta has an unusable normalization: {shown(str(min(unknown)))}")
     if normalization and not isinstance(normalization.get("kind"), str):

@@ -1,8 +1,9 @@
 """Files of torch.save, looked through before they are read: nothing in them is ever executed.
 
-`torch.load(weights_only=True)` calls nothing but what rebuilds tensors. But it compares no checksum,
-so that a flipped bit goes unnoticed, and what it calls may be asked for any amount of memory. Here
-the zip archive is checked first, then its pickle is followed with stand-ins for tensors.
+`torch.load(weights_only=True)` calls nothing but what rebuilds tensors. But it compares no
+checksums, so that a flipped bit goes unnoticed, and what it calls may be asked for any amount of
+memory. Here the zip archive is checked first, then its pickle is followed with stand-ins for
+tensors.
 """
 
 import io
@@ -13,6 +14,7 @@ import re
 import stat
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +102,7 @@ class Scan:
         return [name for name in self.globals if name not in READ and not DATA.fullmatch(name)]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Content that is not read; the message says why."""
 
 
@@ -112,9 +114,7 @@ def read_tensors(path: Path, what: str) -> Any:
     found = scan(path, what)
     if found.unsafe:
         names = ", ".join(map(shown, found.unsafe[:3]))
-        raise InputError(
-            f"{path}: not a {what} that can be read safely: it would execute {names}"
-        )
+        raise InputError(f"{path}: not a {what} that can be read safely: it would execute {names}")
     if found.problem:
         raise InputError(f"{path}: not a {what}: {found.problem}")
     try:
@@ -146,7 +146,7 @@ def scan(path: Path, what: str = "file of torch.save") -> Scan:
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (Refused, zipfile.BadZipFile) as error:
+    except (RefusedError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a {what}, or truncated: {shown(str(error))}") from None
     except Exception as error:  # zipfile raises whatever broken bytes lead it to
         raise InputError(f"{path}: not a {what}, or damaged ({type(error).__name__})") from None
@@ -161,19 +161,19 @@ def shown(text: str) -> str:
 def _scan_archive(archive: zipfile.ZipFile, size: int) -> Scan:
     records = _records(archive, size)
     if "data.pkl" not in records:
-        raise Refused("a zip archive, but not of torch.save: it has no data.pkl")
+        raise RefusedError("a zip archive, but not of torch.save: it has no data.pkl")
     if records["data.pkl"].file_size > LARGEST_PICKLE:
-        raise Refused(f"its structure alone takes {records['data.pkl'].file_size:,} bytes")
+        raise RefusedError(f"its structure alone takes {records['data.pkl'].file_size:,} bytes")
     data = archive.read(records["data.pkl"])
     names, _, whole = _globals(data)
     if not whole and not names:
-        raise Refused("its pickle is damaged")
+        raise RefusedError("its pickle is damaged")
     sizes = {key[5:]: info.file_size for key, info in records.items() if key.startswith("data/")}
     try:
         tree = _Machine(sizes).run(data)
         _check_size(tree)
         return Scan(size, names, tree)
-    except Refused as error:
+    except RefusedError as error:
         return Scan(size, names, None, str(error))
     except Exception as error:  # whatever a pickle leads it to that was not made by a pickler
         return Scan(size, names, None, f"its pickle is damaged ({type(error).__name__})")
@@ -189,13 +189,13 @@ def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     names = {info.filename.lower() for info in infos}  # torch does not tell cases apart
     folders = {info.filename.partition("/")[0] for info in infos}
     if len(folders) != 1 or len(names) != len(infos):
-        raise Refused("a zip archive, but not of torch.save")
+        raise RefusedError("a zip archive, but not of torch.save")
     if any(info.compress_type or info.file_size != info.compress_size for info in infos):
-        raise Refused("its records are compressed, which torch.save never does")
+        raise RefusedError("its records are compressed, which torch.save never does")
     if sum(info.file_size for info in infos) > size:
-        raise Refused(f"its records claim more than the {size:,} bytes of the file")
+        raise RefusedError(f"its records claim more than the {size:,} bytes of the file")
     if archive.comment or min(info.header_offset for info in infos):
-        raise Refused("there are bytes before or behind its zip archive")
+        raise RefusedError("there are bytes before or behind its zip archive")
     for info in infos:
         with archive.open(info) as record:  # which compares the CRC-32 at the end
             while record.read(CHUNK):
@@ -206,12 +206,12 @@ def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 def _scan_bare(file: io.BufferedReader, size: int) -> Scan:
     """A file that is no zip archive: the names that its pickles ask for, if it holds any."""
     if not size:
-        raise Refused("it is empty")
+        raise RefusedError("it is empty")
     if size > LARGEST_PICKLE:
-        raise Refused("no zip archive of torch.save")
+        raise RefusedError("no zip archive of torch.save")
     names, first, whole = _globals(file.read())
     if not whole and not names:
-        raise Refused("no zip archive of torch.save")
+        raise RefusedError("no zip archive of torch.save")
     kind = "a bare pickle" if first != LEGACY else "in the format of torch before 1.6"
     return Scan(size, names, None, f"{kind}; where it is trusted, load it and torch.save it anew")
 
@@ -227,20 +227,20 @@ def _globals(data: bytes) -> tuple[tuple[str, ...], Any, bool]:
     texts: list[Any] = []  # what was pushed last, where that is text
     try:
         while not whole or data[stream.tell() : stream.tell() + 1] == b"\x80":
-            for code, argument, _ in pickletools.genops(stream):
-                first = argument if first is None and code.name.startswith("LONG") else first
-                if code.name in ("GLOBAL", "INST"):
+            for name, argument in _operations(stream):
+                first = argument if first is None and name.startswith("LONG") else first
+                if name in ("GLOBAL", "INST"):
                     names[argument.replace(" ", ".", 1)] = None
-                elif code.name == "STACK_GLOBAL":
+                elif name == "STACK_GLOBAL":
                     found = [text for text in texts[-2:] if isinstance(text, str)]
                     names[".".join(found) if len(found) == 2 else "a hidden name"] = None
-                elif code.name in ("EXT1", "EXT2", "EXT4"):
+                elif name in ("EXT1", "EXT2", "EXT4"):
                     names["a hidden name"] = None
-                if code.name == "MEMOIZE":
+                if name == "MEMOIZE":
                     memo[len(memo)] = texts[-1] if texts else None
-                elif code.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+                elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
                     memo[argument] = texts[-1] if texts else None
-                elif code.name in ("GET", "BINGET", "LONG_BINGET"):
+                elif name in ("GET", "BINGET", "LONG_BINGET"):
                     texts = [*texts[-1:], memo.get(argument)]
                 else:
                     texts = [*texts[-1:], argument]
@@ -248,6 +248,12 @@ def _globals(data: bytes) -> tuple[tuple[str, ...], Any, bool]:
     except Exception:  # genops raises whatever broken bytes lead it to
         pass
     return tuple(names), first, whole
+
+
+def _operations(stream: io.BytesIO) -> Iterator[tuple[str, Any]]:
+    """The opcodes of a pickle until it stops, by name, each with its argument."""
+    for code, argument, _ in pickletools.genops(stream):
+        yield code.name, argument
 
 
 class _Machine:
@@ -264,9 +270,8 @@ class _Machine:
         self.storages: dict[str, Storage] = {}
 
     def run(self, data: bytes) -> Any:
-        """The object that the pickle makes. Raises Refused, or what broken bytes lead to."""
-        for code, argument, _ in pickletools.genops(data):
-            name = code.name
+        """The object that the pickle makes. Raises RefusedError, or what broken bytes lead to."""
+        for name, argument in _operations(io.BytesIO(data)):
             if name in _PUSHED:
                 self.stack.append(argument)
             elif name in _MADE:
@@ -299,7 +304,7 @@ class _Machine:
                 _of(target, dict), _of(state, dict)
                 self.stack.append(target)
             elif name not in ("PROTO", "STOP"):
-                raise Refused(f"its pickle has the opcode {name}")
+                raise RefusedError(f"its pickle has the opcode {name}")
         [result] = self.stack
         return result
 
@@ -317,26 +322,28 @@ class _Machine:
     def _set(self, target: dict[Any, Any], items: list[Any]) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str | int | float | None):
-                raise Refused(f"a key of a dict is a {type(key).__name__}")
+                raise RefusedError(f"a key of a dict is a {type(key).__name__}")
             if key in target:
-                raise Refused(f"it holds {shown(repr(key))} twice")
+                raise RefusedError(f"it holds {shown(repr(key))} twice")
             target[key] = value
 
     def _global(self, name: str) -> Global:
         if name not in READ and not (name[6:] in _DTYPES and name.startswith("torch.")):
-            raise Refused(f"it holds {shown(name)}; store plain, dense tensors and plain values")
+            raise RefusedError(
+                f"it holds {shown(name)}; store plain, dense tensors and plain values"
+            )
         return Global(name)
 
     def _storage(self, kind: str, of: Global, key: str, where: str, count: int) -> Storage:
         """What a persistent id stands for: ("storage", type, record, device, count)."""
         if _of(of, Global).name not in STORAGES or kind != "storage":
-            raise Refused("it holds a storage of unknown type")
+            raise RefusedError("it holds a storage of unknown type")
         storage = Storage(_of(key, str), _of(count, int), *STORAGES[of.name])
         _of(where, str)
         if self.storages.setdefault(key, storage) != storage:
-            raise Refused(f"record {shown(key)} is used as two types")
+            raise RefusedError(f"record {shown(key)} is used as two types")
         if count * storage.itemsize != self.sizes.get(key):
-            raise Refused(f"record {shown(key)} has not the size of {count:,} {storage.dtype}")
+            raise RefusedError(f"record {shown(key)} has not the size of {count:,} {storage.dtype}")
         return storage
 
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
@@ -350,24 +357,24 @@ class _Machine:
             return _of(arguments[0], Stored)
         if name == TENSOR and len(arguments) in (6, 7):
             return self._tensor(*arguments[:4])
-        raise Refused(f"it calls {name} in an unknown way")
+        raise RefusedError(f"it calls {name} in an unknown way")
 
     def _tensor(self, storage: Storage, offset: int, shape: Any, stride: Any) -> Stored:
         _of(storage, Storage)
         shape, stride = _sizes(shape), _sizes(stride)
         if len(shape) != len(stride) or len(shape) > 64 or _sizes((offset,))[0] > storage.count:
-            raise Refused(f"a tensor has a shape of {len(shape)} and strides of {len(stride)}")
+            raise RefusedError(f"a tensor has a shape of {len(shape)} and strides of {len(stride)}")
         stored = Stored(storage, shape)
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         if math.prod(shape) and last >= storage.count:
-            raise Refused(f"a tensor of shape {_brief(shape)} reaches beyond its record")
+            raise RefusedError(f"a tensor of shape {_brief(shape)} reaches beyond its record")
         if math.prod(shape) > storage.count:
-            raise Refused(
+            raise RefusedError(
                 f"a tensor of shape {_brief(shape)} repeats its {storage.count:,} numbers; store a"
                 " contiguous one"
             )
         if max(shape, default=0) > 2**62 or max(stride, default=0) > 2**62:
-            raise Refused("a tensor of an absurd shape")
+            raise RefusedError("a tensor of an absurd shape")
         return stored
 
 
@@ -391,7 +398,7 @@ def _of(value: Any, kind: type) -> Any:
 
 def _sizes(values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or any(_of(n, int) < 0 for n in values):
-        raise Refused("a tensor has a shape, stride or offset that is none")
+        raise RefusedError("a tensor has a shape, stride or offset that is none")
     return tuple(values)
 
 
@@ -419,7 +426,7 @@ def _check_size(tree: Any) -> None:
         if missing:
             path.add(id(node))
             if any(id(child) in path for child in missing):
-                raise Refused("a list or dict in it holds itself")
+                raise RefusedError("a list or dict in it holds itself")
             stack += missing
             continue
         path.discard(id(node))
@@ -427,6 +434,8 @@ def _check_size(tree: Any) -> None:
         depth = 1 + max((depth for depth, _ in below), default=0)
         entries = len(node) + sum(count for _, count in below)
         if depth > DEEPEST or entries > LONGEST:
-            raise Refused(f"it is nested too deep, or has too many entries ({depth}, {entries:,})")
+            raise RefusedError(
+                f"it is nested too deep, or has too many entries ({depth}, {entries:,})"
+            )
         known[id(node)] = depth, entries
         stack.pop()
