@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from .errors import InputError
+from .errors import InputError, printable
 
 LARGEST_PICKLE = 2**28  # bytes of structure; the numbers of tensors lie outside of it
 DEEPEST, LONGEST = 100, 10**7  # containers within each other; entries, each as often as it is held
@@ -154,7 +154,7 @@ def scan(path: Path, what: str = "file of torch.save") -> Scan:
 
 def shown(text: str) -> str:
     """Text from a file for a terminal: short, and without control characters."""
-    plain = text if text.isprintable() else repr(text)[1:-1]
+    plain = printable(text)
     return plain if len(plain) <= 120 else f"{plain[:117]}..."
 
 
