@@ -230,6 +230,10 @@ def load_weights(path: Path) -> Weights:
         raise InputError(
             f"{path}: not a weights file: it holds a {type(content).__name__}, no dict"
         )
+    if "training" in content:
+        raise InputError(
+            f"{path}: a checkpoint, not a weights file: give the weights.pkl beside it"
+        )
     tensors = {
         key: value.detach()
         for key, value in content.items()
@@ -243,7 +247,8 @@ def load_weights(path: Path) -> Weights:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # a meta of any content: little in it was checked before
-        raise InputError(f"{path}: its meta is incomplete or unusable ({error!r})") from None
+        why = shown(repr(error))
+        raise InputError(f"{path}: its meta is incomplete or unusable ({why})") from None
     keys = network.layout.keys()
     for key, slot in zip(keys, network.layout.slots, strict=True):
         layer = network.layers[slot.layer]

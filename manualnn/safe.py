@@ -26,7 +26,7 @@ from .errors import InputError, printable
 LARGEST_PICKLE = 2**28  # bytes of structure; the numbers of tensors lie outside of it
 DEEPEST, LONGEST = 100, 10**7  # containers within each other; entries, each as often as it is held
 CHUNK = 2**20
-ARCHIVE = b"PK\x03\x04"
+ARCHIVE, END = b"PK\x03\x04", b"PK\x05\x06"  # of a zip archive: first and 22 before its end
 LEGACY = 0x1950A86A20F9469CFC6C  # what files of torch before 1.6 begin with
 
 # Storages by their name in a pickle: bytes of a number, and its type.
@@ -137,10 +137,12 @@ def scan(path: Path, what: str = "file of torch.save") -> Scan:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(4)
+            file.seek(max(0, size - 22))
+            ends = file.read(4) == END and size >= 22
             file.seek(0)
             if start == ARCHIVE:
                 with zipfile.ZipFile(file) as archive:
-                    return _scan_archive(archive, size)
+                    return _scan_archive(archive, size, ends)
             return _scan_bare(file, size)
     except InputError:
         raise
@@ -158,8 +160,8 @@ def shown(text: str) -> str:
     return plain if len(plain) <= 120 else f"{plain[:117]}..."
 
 
-def _scan_archive(archive: zipfile.ZipFile, size: int) -> Scan:
-    records = _records(archive, size)
+def _scan_archive(archive: zipfile.ZipFile, size: int, ends: bool) -> Scan:
+    records = _records(archive, size, ends)
     if "data.pkl" not in records:
         raise RefusedError("a zip archive, but not of torch.save: it has no data.pkl")
     if records["data.pkl"].file_size > LARGEST_PICKLE:
@@ -179,11 +181,11 @@ def _scan_archive(archive: zipfile.ZipFile, size: int) -> Scan:
         return Scan(size, names, None, f"its pickle is damaged ({type(error).__name__})")
 
 
-def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+def _records(archive: zipfile.ZipFile, size: int, ends: bool) -> dict[str, zipfile.ZipInfo]:
     """The records by their name below the archive's one folder, their checksums compared.
 
-    torch.save stores records without packing them, each name once, nothing before or behind. What
-    is written otherwise might be read otherwise by torch than here.
+    torch.save stores records without packing them, each name once, nothing before them or behind
+    the archive's end (`ends`). What is written otherwise might be read otherwise by torch.
     """
     infos = archive.infolist()
     names = {info.filename.lower() for info in infos}  # torch does not tell cases apart
@@ -194,7 +196,7 @@ def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         raise RefusedError("its records are compressed, which torch.save never does")
     if sum(info.file_size for info in infos) > size:
         raise RefusedError(f"its records claim more than the {size:,} bytes of the file")
-    if archive.comment or min(info.header_offset for info in infos):
+    if not ends or min(info.header_offset for info in infos):
         raise RefusedError("there are bytes before or behind its zip archive")
     for info in infos:
         with archive.open(info) as record:  # which compares the CRC-32 at the end
