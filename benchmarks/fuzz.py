@@ -2,8 +2,8 @@
 and absurd files.
 
 A reader returns something sound or raises InputError with one short line. Anything else (another
-exception, a warning, no answer within seconds) is a failure; its input is kept in --keep. Input i of
-a seed is always the same: `--first i --count 1` replays it.
+exception, a warning, no answer within seconds) is a failure; its input is kept in --keep. Input i
+of a seed is always the same: `--first i --count 1` replays it.
 """
 
 import argparse
@@ -39,14 +39,17 @@ from manualnn.errors import InputError
 from manualnn.evaluation import predict_file, score_predictions, summarise
 from manualnn.network import Network, load_weights, save_weights
 from manualnn.safe import scan
+from manualnn.steps import threads
 
 SECONDS, LINE = 10, 1000  # that an input may take; characters of a message
 
 Draw = random.Random
 NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 784, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63)
-TEXTS = ("", "0", "-1", "1e999", "nan", "inf", "-0.0", "1_0", "0x1f", "١", "1e-400", "é", "\u2028",
-         "\ud7ff", "label", '"', '""', '"3', "3\x00", "\t5 ", "255", "256", "-1", "1.5", "#", "9" * 400,
-         "1e38", "4e38", "true", "NaN", "None", " ", "\x1b[31m", "a" * 3000)  # fmt: skip
+TEXTS = (
+    "", "0", "-1", "1e999", "nan", "inf", "-0.0", "1_0", "0x1f", "\u0661", "1e-400", "é", "\u2028",
+    "\ud7ff", "label", '"', '""', '"3', "3\x00", "\t5 ", "255", "256", "-1", "1.5", "#", "9" * 400,
+    "1e38", "4e38", "true", "NaN", "None", " ", "\x1b[31m", "a" * 3000,
+)  # fmt: skip
 
 
 # Damage to any bytes.
@@ -115,7 +118,9 @@ def check_idx(folder: Path, data: bytes, draw: Draw) -> bool:
     images.write_bytes(data)
     labels.write_bytes(labels_idx(draw))
     found = _one(
-        lambda: read_idx(images), lambda: read_examples(images), lambda: load("idx", folder, ("train",))
+        lambda: read_idx(images),
+        lambda: read_examples(images),
+        lambda: load("idx", folder, ("train",)),
     )
     for tensor in found[:2]:
         assert tensor is None or tensor.numel() * tensor.element_size() <= 2000 * len(data) + 2**20
@@ -141,7 +146,8 @@ def make_csv(draw: Draw) -> bytes:
         return f'"{number}"' if draw.random() < 0.02 else number
 
     lines = [
-        comma.join([str(draw.randrange(5)), *(cell() for _ in range(columns - 1))]) for _ in range(rows)
+        comma.join([str(draw.randrange(5)), *(cell() for _ in range(columns - 1))])
+        for _ in range(rows)
     ]
     if draw.random() < 0.4:
         names = [f"pixel{i}" for i in range(columns)]
@@ -189,12 +195,17 @@ def _keys(kind: Any = configs.Config, prefix: str = "") -> dict[str, Any]:
 
 
 KEYS = _keys()
-WORDS = ("mnist", "csv", "idx", "standard", "none", "test", "train", "parity", "he", "sgd", "adam", "adamw",
-         "one_cycle", "step", "logistic", "balanced", "fp64", "valid_loss", "classes", "hflip", "shift:2",
-         "relu", "", "\n", "é", "x" * 500, "\x1b[0m")  # fmt: skip
-LAYERS = (["linear", 3], ["linear", "classes"], ["relu"], ["dropout", 0.1], ["dropout", [0.1, 0.2]],
-          ["conv2d", 2, 3], ["conv2d", 2, 3, {"padding": 1}], ["max_pool2d", 2], ["flatten"], [], [[]],
-          ["dropout", []], ["dropout"], ["dropout", {}], [3], "relu", ["linear"], ["linear", 10**4000], [["a"] * 3] * 3)  # fmt: skip
+WORDS = (
+    "mnist", "csv", "idx", "standard", "none", "test", "train", "parity", "he", "sgd", "adam",
+    "adamw", "one_cycle", "step", "logistic", "balanced", "fp64", "valid_loss", "classes", "hflip",
+    "shift:2", "relu", "", "\n", "é", "x" * 500, "\x1b[0m",
+)  # fmt: skip
+LAYERS = (
+    ["linear", 3], ["linear", "classes"], ["relu"], ["dropout", 0.1], ["dropout", [0.1, 0.2]],
+    ["conv2d", 2, 3], ["conv2d", 2, 3, {"padding": 1}], ["max_pool2d", 2], ["flatten"], [], [[]],
+    ["dropout", []], ["dropout"], ["dropout", {}], [3], "relu", ["linear"], ["linear", 10**4000],
+    [["a"] * 3] * 3,
+)  # fmt: skip
 
 
 def value(draw: Draw, depth: int = 0) -> Any:
@@ -203,7 +214,9 @@ def value(draw: Draw, depth: int = 0) -> Any:
     if kind < 2:
         return draw.choice((*NUMBERS, -1, -(2**63), 10**400))
     if kind == 2:
-        return draw.choice((0.0, 0.1, 0.5, 1.0, 1e-4, -1.0, 1e308, 5e-324, math.inf, -math.inf, math.nan))
+        return draw.choice(
+            (0.0, 0.1, 0.5, 1.0, 1e-4, -1.0, 1e308, 5e-324, math.inf, -math.inf, math.nan)
+        )
     if kind == 3:
         return draw.choice((True, False))
     if kind < 6:
@@ -228,9 +241,13 @@ def written(item: Any) -> str:
     return str(item)
 
 
-SHIPPED = [path.read_text(encoding="utf-8") for path in sorted(configs.shipped("configs").glob("*.toml"))]
-NETWORKS = ([["linear", 4], ["dropout", 0.1], ["linear", "classes"]], [["linear", "classes"]],
-            [["conv2d", 2, 3], ["relu"], ["dropout", [0.1, 0.2]], ["linear", "classes"]])  # fmt: skip
+SHIPPED = [
+    path.read_text(encoding="utf-8") for path in sorted(configs.shipped("configs").glob("*.toml"))
+]
+NETWORKS = (
+    [["linear", 4], ["dropout", 0.1], ["linear", "classes"]], [["linear", "classes"]],
+    [["conv2d", 2, 3], ["relu"], ["dropout", [0.1, 0.2]], ["linear", "classes"]],
+)  # fmt: skip
 
 
 def fitting(kind: Any, draw: Draw) -> Any:
@@ -277,7 +294,9 @@ def make_toml(draw: Draw) -> bytes:
     for _ in range(draw.choice((0, 0, 0, 1, 2, 3))):
         lines.append("[[run]]")
         lines += [f"label = {written(draw.choice(('a', 'b', '', 3)))}"] * (draw.random() < 0.7)
-        lines += [f"{key} = {written(item)}" for key, item in assignments(draw, draw.choice((1, 2)))]
+        lines += [
+            f"{key} = {written(item)}" for key, item in assignments(draw, draw.choice((1, 2)))
+        ]
     if draw.random() < 0.2:
         lines.append("[grid]")
         for key, item in assignments(draw, draw.choice((1, 2, 3))):
@@ -295,7 +314,9 @@ def make_toml(draw: Draw) -> bytes:
 def check_toml(folder: Path, data: bytes, draw: Draw) -> bool:
     path = folder / "fuzz.toml"
     path.write_bytes(data)
-    sets = [f"{key}={written(item)}" for key, item in assignments(draw, draw.choice((0, 0, 0, 1, 2)))]
+    sets = [
+        f"{key}={written(item)}" for key, item in assignments(draw, draw.choice((0, 0, 0, 1, 2)))
+    ]
     sets += [draw.choice(("", "=", "a", "train.epochs", "train.epochs=", "x=[", "..=1", "=3"))] * (
         draw.random() < 0.05
     )
@@ -306,7 +327,9 @@ def check_toml(folder: Path, data: bytes, draw: Draw) -> bool:
     text = config.to_toml()
     path.write_text(text, encoding="utf-8")
     again = load_config(path)
-    assert again == config or repr(again) == repr(config), "another config comes back from its own TOML"
+    assert again == config or repr(again) == repr(config), (
+        "another config comes back from its own TOML"
+    )
     assert again.to_toml() == text
     _one(config.populations, config.expand)
     return True
@@ -326,17 +349,29 @@ class Weight:
             for layers, shape, classes in specs:
                 network, path = Network(layers, shape, classes), Path(folder) / "w.pkl"
                 network.initialize([0])
-                split = {"source": "train", "valid": 0.1, "stratify": False, "seed": 0, "corruption": 0.0}
+                split = {
+                    "source": "train",
+                    "valid": 0.1,
+                    "stratify": False,
+                    "seed": 0,
+                    "corruption": 0.0,
+                }
                 meta = {
-                    "run": "a", "seed": 0, "dataset": "mnist", "loss": "cross_entropy", "split": split,
-                    "normalization": {"kind": "standard", "mean": 0.5, "std": 2.0, "permute_seed": None},
+                    "run": "a", "seed": 0, "dataset": "mnist", "loss": "cross_entropy",
+                    "split": split,
+                    "normalization": {
+                        "kind": "standard", "mean": 0.5, "std": 2.0, "permute_seed": None,
+                    },
                     "class_names": [str(k) for k in range(classes)], "manualnn": "1",
                 }  # fmt: skip
                 save_weights(path, network, meta)
                 self.files.append(path.read_bytes())
                 self.contents.append(torch.load(path, weights_only=True))
             foreign = {"w1": torch.ones(4, 3), "b1": torch.zeros(3), "w2": torch.ones(3, 2)}
-            state = {"epoch": 3, "training": {"theta": torch.ones(2, 9), "records": [{"loss": 0.5}] * 3}}
+            state = {
+                "epoch": 3,
+                "training": {"theta": torch.ones(2, 9), "records": [{"loss": 0.5}] * 3},
+            }
             for content in (foreign, state):
                 torch.save(content, path)
                 self.files.append(path.read_bytes())
@@ -355,14 +390,17 @@ class Called:
 
 # Opcodes of a pickle and arguments, from which pickles are put together.
 PIECES = (
-    b"}", b"]", b")", b"(", b"t", b"u", b"s", b"e", b"a", b"R", b"b", b"Q", b".", b"N", b"\x88", b"\x85",
-    b"\x86", b"\x87", b"0", b"2", b"\x81", b"\x93", b"\x8f", b"K\x05", b"J\xff\xff\xff\xff", b"M\x10\x27",
-    b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"G\x7f\xf0" + bytes(6), b"X\x02\x00\x00\x00w1", b"q\x01", b"h\x01",
+    b"}", b"]", b")", b"(", b"t", b"u", b"s", b"e", b"a", b"R", b"b", b"Q", b".", b"N", b"\x88",
+    b"\x85", b"\x86", b"\x87", b"0", b"2", b"\x81", b"\x93", b"\x8f", b"K\x05",
+    b"J\xff\xff\xff\xff", b"M\x10\x27", b"\x8a\x08" + b"\xff" * 7 + b"\x7f",
+    b"G\x7f\xf0" + bytes(6), b"X\x02\x00\x00\x00w1", b"q\x01", b"h\x01",
     b"X\x07\x00\x00\x00storage", b"X\x01\x00\x00\x000", b"X\x03\x00\x00\x00cpu", b"q\x00", b"h\x00",
-    b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"ccollections\nOrderedDict\n",
-    b"ctorch._utils\n_rebuild_parameter\n", b"ctorch\nSize\n", b"ctorch\ndevice\n", b"ctorch\nfloat32\n",
-    b"cbuiltins\nbytearray\n", b"cos\nsystem\n", b"ctorch\nTensor\n", b"c__builtin__\nset\n", b"\x80\x02",
-    b"ctorch._utils\n_rebuild_sparse_tensor\n", b"X\x04\x00\x00\x00meta", b"I99999\n", b"r\xff\xff\xff\xff",
+    b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n",
+    b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_parameter\n", b"ctorch\nSize\n",
+    b"ctorch\ndevice\n", b"ctorch\nfloat32\n", b"cbuiltins\nbytearray\n", b"cos\nsystem\n",
+    b"ctorch\nTensor\n", b"c__builtin__\nset\n", b"\x80\x02",
+    b"ctorch._utils\n_rebuild_sparse_tensor\n", b"X\x04\x00\x00\x00meta", b"I99999\n",
+    b"r\xff\xff\xff\xff",
 )  # fmt: skip
 
 
@@ -407,7 +445,9 @@ def make_pkl(draw: Draw, made: list[Weight] = []) -> bytes:  # noqa: B006
                 records[name] = mutate(records[name], draw)
         return archive(records, draw, draw.random() < 0.05)
     if kind < 0.62:
-        call = draw.choice(((print, ("called",)), (eval, ("1",)), (bytearray, (10**12,)), (set, ([1],))))
+        call = draw.choice(
+            ((print, ("called",)), (eval, ("1",)), (bytearray, (10**12,)), (set, ([1],)))
+        )
         bare = pickle.dumps({"w1": Called(*call), "x": [1.5]}, draw.randrange(6))
         if draw.random() < 0.4:
             bare = mutate(bare, draw)
@@ -422,8 +462,12 @@ def make_pkl(draw: Draw, made: list[Weight] = []) -> bytes:  # noqa: B006
             if draw.random() < 0.15:
                 table.pop(key, None)
             else:
-                table[key] = draw.choice((value(draw), draw.choice(LAYERS), [draw.choice(LAYERS)] * 3))
-            if not isinstance(meta.get("normalization"), dict) or not isinstance(meta.get("split"), dict):
+                table[key] = draw.choice(
+                    (value(draw), draw.choice(LAYERS), [draw.choice(LAYERS)] * 3)
+                )
+            if not isinstance(meta.get("normalization"), dict) or not isinstance(
+                meta.get("split"), dict
+            ):
                 break
     if draw.random() < 0.4:
         key = draw.choice([key for key in content if key != "meta"])
@@ -506,13 +550,15 @@ def _expire(*_: Any) -> None:
     raise TimeoutError(f"no answer in {SECONDS} s")
 
 
-def attempt(reader: str, seed: int, number: int, folder: Path) -> tuple[bytes, Exception | None, bool]:
+def attempt(
+    reader: str, seed: int, number: int, folder: Path
+) -> tuple[bytes, Exception | None, bool]:
     """Input `number` of a seed; what went wrong, if anything; and whether it was accepted."""
     make, check = READERS[reader]
     draw = random.Random(f"{reader} {seed} {number}")
     data = make(draw)
     accepted, error = False, None
-    signal.signal(signal.SIGALRM, _expire)
+    before = signal.signal(signal.SIGALRM, _expire)
     signal.alarm(SECONDS)
     try:
         with warnings.catch_warnings():
@@ -522,6 +568,7 @@ def attempt(reader: str, seed: int, number: int, folder: Path) -> tuple[bytes, E
         error = caught
     finally:
         signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
     return data, error, accepted
 
 
@@ -542,14 +589,16 @@ class _Silent(io.TextIOBase):
         return len(text)
 
 
-def fuzz(reader: str, seed: int, first: int, count: int, keep: Path | None = None) -> dict[str, Any]:
+def fuzz(
+    reader: str, seed: int, first: int, count: int, keep: Path | None = None
+) -> dict[str, Any]:
     """Give a reader `count` inputs; what came of it. Failing inputs are written to `keep`."""
-    torch.set_num_threads(1)
     _messages.clear()
     accepted, failures, at_tenth = 0, [], 0
     slowest, begin = (0.0, -1), time.perf_counter()
     os.environ["MANUALNN_CACHE"] = os.devnull  # nothing is kept: it would be on the disk for ever
     with (
+        threads(1),
         tempfile.TemporaryDirectory() as folder,
         redirect_stdout(_Silent(True)),
         redirect_stderr(_Silent(False)),
@@ -574,7 +623,9 @@ def fuzz(reader: str, seed: int, first: int, count: int, keep: Path | None = Non
         "accepted": accepted,
         "refused": count - accepted - len(failures),
         "failed": len(failures),
-        "messages": len({re.sub(r"\S*/\S*|'[^']*'|[\d.]+|\[.*\]|\(.*\)", "", t) for t in _messages}),
+        "messages": len(
+            {re.sub(r"\S*/\S*|'[^']*'|[\d.]+|\[.*\]|\(.*\)", "", t) for t in _messages}
+        ),
         "seconds": round(time.perf_counter() - begin, 1),
         "slowest": {"seconds": round(slowest[0], 3), "input": slowest[1]},
         "memory_MiB": {"at 10 %": at_tenth // 1024, "at the end": memory() // 1024},

@@ -80,20 +80,14 @@ class Stored:
     storage: Storage
     shape: tuple[int, ...]
 
-    @property
-    def size(self) -> int:
-        """Bytes of all its numbers."""
-        return math.prod(self.shape) * self.storage.itemsize
-
 
 @dataclass(frozen=True)
 class Scan:
-    """What a file holds: the names its pickle asks for; nested dicts, lists and tuples with a
-    `Stored` for each tensor in `tree`, which is None where `problem` says why it is not read."""
+    """What was found in a file of `size` bytes: the names that its pickle asks for, and in
+    `problem` why it is not read, "" where it is."""
 
     size: int
     globals: tuple[str, ...]
-    tree: Any = None
     problem: str = ""
 
     @property
@@ -172,13 +166,12 @@ def _scan_archive(archive: zipfile.ZipFile, size: int, ends: bool) -> Scan:
         raise RefusedError("its pickle is damaged")
     sizes = {key[5:]: info.file_size for key, info in records.items() if key.startswith("data/")}
     try:
-        tree = _Machine(sizes).run(data)
-        _check_size(tree)
-        return Scan(size, names, tree)
+        _check_size(_Machine(sizes).run(data))
+        return Scan(size, names)
     except RefusedError as error:
-        return Scan(size, names, None, str(error))
+        return Scan(size, names, str(error))
     except Exception as error:  # whatever a pickle leads it to that was not made by a pickler
-        return Scan(size, names, None, f"its pickle is damaged ({type(error).__name__})")
+        return Scan(size, names, f"its pickle is damaged ({type(error).__name__})")
 
 
 def _records(archive: zipfile.ZipFile, size: int, ends: bool) -> dict[str, zipfile.ZipInfo]:
@@ -215,7 +208,7 @@ def _scan_bare(file: io.BufferedReader, size: int) -> Scan:
     if not whole and not names:
         raise RefusedError("no zip archive of torch.save")
     kind = "a bare pickle" if first != LEGACY else "in the format of torch before 1.6"
-    return Scan(size, names, None, f"{kind}; where it is trusted, load it and torch.save it anew")
+    return Scan(size, names, f"{kind}; where it is trusted, load it and torch.save it anew")
 
 
 def _globals(data: bytes) -> tuple[tuple[str, ...], Any, bool]:
@@ -323,8 +316,9 @@ class _Machine:
 
     def _set(self, target: dict[Any, Any], items: list[Any]) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str | int | float | None):
-                raise RefusedError(f"a key of a dict is a {type(key).__name__}")
+            parts = key if isinstance(key, tuple) else (key,)  # which is hashed: no nested one
+            if not all(isinstance(part, str | int | float | None) for part in parts):
+                raise RefusedError("a key of a dict is neither text nor number")
             if key in target:
                 raise RefusedError(f"it holds {shown(repr(key))} twice")
             target[key] = value

@@ -1,10 +1,10 @@
-"""Files that would execute code, ask for terabytes, or are damaged: one line, and nothing happens."""
+"""Files that would execute code, ask for terabytes or are damaged: one line, nothing happens."""
 
 import collections
 import io
 import os
 import pickle
-import re
+import struct
 import zipfile
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 
 from manualnn.errors import InputError
 from manualnn.network import Network, load_weights, save_weights
-from manualnn.safe import Storage, Stored, read_tensors, scan
+from manualnn.safe import read_tensors, scan
 
 
 @pytest.fixture
@@ -121,23 +121,21 @@ def test_damaged_archives(path, good):
 
 
 def test_a_zip_bomb_is_not_unpacked(path, good):
-    """A packed gigabyte; and records that overlap each other, so that none needs to be packed."""
-    found = records(path)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("w/data.pkl", "w", force_zip64=True) as record:
-            for _ in range(64):
-                record.write(bytes(2**20))
+    """64 MiB packed into as many KiB; and records that overlap, so that none needs to be packed."""
+    found = {f"w/{name.partition('/')[2]}": content for name, content in records(path).items()}
+    rewrite(path, [("w/data.pkl", bytes(2**26))], zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 2**17
     refused(path, "its records are compressed")
-    rewrite(path, [*found.items(), *((f"w/data/x{i}", b"") for i in range(50))])
-    content = bytearray(path.read_bytes())
-    sizes = [len(value) for value in found.values()]
-    for match in re.finditer(b"PK\1\2", bytes(content)):  # in the central directory
-        if b"x" in content[match.start() + 46 :][:12]:
-            start = match.start() + 20
-            content[start : start + 8] = max(sizes).to_bytes(4, "little") * 2
-    path.write_bytes(content)
-    refused(path, "claim more than the|File is not a zip|not a .*, or truncated")
+    # Fifty entries of the central directory for the record that a good archive ends with.
+    rewrite(path, [*found.items(), ("w/data/9", bytes(5000))])
+    content = path.read_bytes()
+    last, end = content.rindex(b"PK\1\2"), content.rindex(b"PK\5\6")
+    entry = content[last:end]
+    more = b"".join(entry.replace(b"w/data/9", b"w/data/%c" % i) for i in range(65, 90))
+    count, size = struct.unpack("<HI", content[end + 10 : end + 16])
+    counts = struct.pack("<HHI", count + 25, count + 25, size + len(more))
+    path.write_bytes(content[:end] + more + content[end:][:8] + counts + content[end + 16 :])
+    refused(path, r"its records claim more than the [\d,]+ bytes of the file")
 
 
 def test_every_flipped_bit_is_noticed(path, good):
@@ -192,8 +190,7 @@ def test_tensors_that_reach_beyond_their_records(path):
     torch.save({"w1": torch.arange(6.0).view(2, 3)}, path)
     repickle(path, tensor_pickle())
     assert read_tensors(path, "file")["w1"].tolist() == [[0, 1, 2], [3, 4, 5]]
-    stored = Stored(Storage("0", 6, 4, "float32"), (2, 3))
-    assert scan(path).tree == {"w1": stored} and stored.size == 24
+    assert scan(path).problem == "" and scan(path).unsafe == []
     cases = [
         (dict(count=10**12), "record 0 has not the size of 1,000,000,000,000 float32"),
         (dict(kind="DoubleStorage"), "record 0 has not the size of 6 float64"),
@@ -233,7 +230,7 @@ def test_containers_without_end(path, good):
     repickle(path, b"\x80\x02}(" + b"X\2\0\0\0w1K\1" * 2 + b"u.")
     refused(path, "it holds 'w1' twice")
     repickle(path, b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"K\1s.")  # hashed, it would overflow
-    refused(path, "a key of a dict is a tuple")
+    refused(path, "a key of a dict is neither text nor number")
 
 
 def test_pickles_of_other_formats(path):
@@ -292,7 +289,7 @@ METAS = [
     ({"layers": [[]]}, "unusable"),
     ({"layers": [[["linear"]]]}, "unknown layer"),
     ({"layers": "linear"}, "no list of at most"),
-    ({"layers": [["relu"], ["conv2d", 1, 1, {"padding": 10**9}], ["linear", 2]], "shape": [1, 1, 3]},
+    ({"layers": [["conv2d", 1, 1, {"padding": 10**9}], ["linear", 2]], "shape": [1, 1, 3]},
      "too many|unusable"),
     ({"loss": ["x"]}, "unusable meta: loss"),
     ({"loss": "x"}, "do not fit"),
