@@ -136,12 +136,13 @@ def _describe(name: str, tensor: Tensor) -> dict[str, Any]:
     low, high, total, count = math.inf, -math.inf, 0.0, 0
     for part in () if tensor.is_complex() else tensor.reshape(-1).split(CHUNK):
         values = part.double()
-        finite = values[values.isfinite()]
-        report["nan"] += int(values.isnan().sum())
-        report["inf"] += int(values.isinf().sum())
-        if len(finite):
-            low, high = min(low, float(finite.amin())), max(high, float(finite.amax()))
-            total, count = total + float(finite.sum()), count + len(finite)
+        if not (finite := values.isfinite()).all():
+            report["nan"] += int(values.isnan().sum())
+            report["inf"] += int(values.isinf().sum())
+            values = values[finite]
+        if len(values):
+            low, high = min(low, float(values.amin())), max(high, float(values.amax()))
+            total, count = total + float(values.sum()), count + len(values)
     return report | ({"min": low, "max": high, "mean": total / count} if count else {})
 
 

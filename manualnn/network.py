@@ -326,7 +326,7 @@ def _check_meta(meta: dict[str, Any], inputs: int) -> None:
             value = tables[name].get(key)
             fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
             if name == "split" and isinstance(value, NUMBER):
-                fits = fits and 0 <= value < 2**62
+                fits = fits and 0 <= value < 2**63
             if value is not None and not fits:
                 raise InputError(f"its meta has an unusable {name}: {key} is {shown(repr(value))}")
     normalization, split = tables["normalization"], tables["split"]
