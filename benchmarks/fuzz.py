@@ -7,6 +7,7 @@ of a seed is always the same: `--first i --count 1` replays it.
 """
 
 import argparse
+import csv
 import gzip
 import io
 import json
@@ -35,6 +36,7 @@ import torch
 from manualnn import config as configs
 from manualnn.config import load_config
 from manualnn.data import load, read_examples, read_idx, read_table
+from manualnn.data.idx import GZIP
 from manualnn.errors import InputError
 from manualnn.evaluation import predict_file, score_predictions, summarise
 from manualnn.network import Network, load_weights, save_weights
@@ -160,6 +162,16 @@ def make_csv(draw: Draw) -> bytes:
     return repack(mutate(data, draw) if draw.random() < 0.4 else data, draw)
 
 
+def reread(data: bytes, header: list[str] | None) -> list[list[float]]:
+    """The numbers of a CSV file as the standard library reads them, in no order."""
+    text = (gzip.decompress(data) if data[:2] == GZIP else data).decode("utf-8-sig")
+    lines = [line for line in io.StringIO(text, newline=None) if not line.isspace()]
+    rows = csv.reader(lines[1 if header else 0 :])
+    return sorted(
+        sorted(torch.tensor([float(cell.strip()) for cell in row]).tolist()) for row in rows
+    )
+
+
 def check_csv(folder: Path, data: bytes, draw: Draw) -> bool:
     path, other = folder / "train.csv", folder / "test.csv"
     path.write_bytes(data)
@@ -175,6 +187,7 @@ def check_csv(folder: Path, data: bytes, draw: Draw) -> bool:
         assert table.dim() == 2 and table.numel() and table.isfinite().all()
         assert table.dtype in (torch.uint8, torch.float32)
         assert header is None or len(header) == table.shape[1]
+        assert reread(data, header) == sorted(map(sorted, table.float().tolist()))
     if (dataset := found[1]) is not None:
         part, classes = dataset.train, len(dataset.class_names)
         assert len(part.images) == len(part.labels)

@@ -7,11 +7,8 @@ import random
 import warnings
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from benchmarks import fuzz
-from manualnn.config import parse_config
 from manualnn.errors import InputError
 
 COUNT, PARTS = 2000, 4
@@ -63,30 +60,3 @@ def test_what_is_a_failure(monkeypatch, tmp_path, check, error):
 def test_a_message_is_short_and_obeys_no_terminal():
     text = str(InputError(f"key = {'x' * 5000}\n\x1b[31m\u2028 {'y' * 5000}"))
     assert text.isprintable() and len(text) <= 1000 and text.startswith("key = xxx")
-
-
-TREES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=5), inside),
-    max_leaves=8,
-)
-KEYS = st.sampled_from(sorted(fuzz.KEYS))
-
-
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(values=st.dictionaries(KEYS, TREES, max_size=3))
-def test_a_config_of_any_tree(values):
-    tree: dict = {}
-    for key, value in values.items():
-        *tables, last = key.split(".")
-        table = tree
-        for name in tables:
-            table = table.setdefault(name, {})
-        table[last] = value
-    try:
-        config = parse_config(tree)
-    except InputError as error:
-        assert str(error).isprintable()
-    else:
-        again = parse_config(config.to_dict())
-        assert again == config or repr(again) == repr(config)
