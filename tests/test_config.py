@@ -97,7 +97,7 @@ def test_errors_name_the_flag_they_come_from():
         load_config("mnist-mlp", ["train.epochs"])
     with pytest.raises(InputError, match="epochs is not a table"):
         load_config("mnist-mlp", ["train.epochs.more=3"])
-    with pytest.raises(InputError, match="^--set train.seeds: nested too deep"):
+    with pytest.raises(InputError, match=r"^--set train\.seeds: nested too deep"):
         load_config("mnist-mlp", [f"train.seeds={'[' * 3000}"])
     with pytest.raises(InputError, match=r"no config 'mnist-mpl'.*did you mean 'mnist-mlp'"):
         load_config("mnist-mpl")
