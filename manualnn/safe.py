@@ -23,8 +23,9 @@ import torch
 
 from .errors import InputError, printable
 
-LARGEST_PICKLE = 2**28  # bytes of structure; the numbers of tensors lie outside of it
-DEEPEST, LONGEST = 100, 10**7  # containers within each other; entries, each as often as it is held
+LARGEST_PICKLE = 2**30  # bytes of structure; the numbers of tensors lie outside of it
+DEEPEST, LONGEST = 100, 10**8  # containers within each other; entries, each as often as it is held
+WAITING = 10**6  # values that are not yet in a container; picklers put in a thousand at a time
 CHUNK = 2**20
 ARCHIVE, END = b"PK\x03\x04", b"PK\x05\x06"  # of a zip archive: first and 22 before its end
 LEGACY = 0x1950A86A20F9469CFC6C  # what files of torch before 1.6 begin with
@@ -161,17 +162,19 @@ def _scan_archive(archive: zipfile.ZipFile, size: int, ends: bool) -> Scan:
     if records["data.pkl"].file_size > LARGEST_PICKLE:
         raise RefusedError(f"its structure alone takes {records['data.pkl'].file_size:,} bytes")
     data = archive.read(records["data.pkl"])
+    sizes = {key[5:]: info.file_size for key, info in records.items() if key.startswith("data/")}
+    machine = _Machine(sizes)
+    try:
+        _check_size(machine.run(data))
+        return Scan(size, tuple(machine.names))
+    except RefusedError as error:
+        problem = str(error)
+    except Exception as error:  # whatever a pickle leads it to that was not made by a pickler
+        problem = f"its pickle is damaged ({type(error).__name__})"
     names, _, whole = _globals(data)
     if not whole and not names:
-        raise RefusedError("its pickle is damaged")
-    sizes = {key[5:]: info.file_size for key, info in records.items() if key.startswith("data/")}
-    try:
-        _check_size(_Machine(sizes).run(data))
-        return Scan(size, names)
-    except RefusedError as error:
-        return Scan(size, names, str(error))
-    except Exception as error:  # whatever a pickle leads it to that was not made by a pickler
-        return Scan(size, names, f"its pickle is damaged ({type(error).__name__})")
+        raise RefusedError(problem)
+    return Scan(size, names, problem)
 
 
 def _records(archive: zipfile.ZipFile, size: int, ends: bool) -> dict[str, zipfile.ZipInfo]:
@@ -259,6 +262,7 @@ class _Machine:
 
     def __init__(self, sizes: dict[str, int]) -> None:
         self.sizes = sizes  # bytes of each record of numbers
+        self.names: dict[str, None] = {}  # the globals, in their order
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -300,6 +304,8 @@ class _Machine:
                 self.stack.append(target)
             elif name not in ("PROTO", "STOP"):
                 raise RefusedError(f"its pickle has the opcode {name}")
+            if len(self.stack) + len(self.marks) > WAITING:
+                raise RefusedError("too many values wait to be put together")
         [result] = self.stack
         return result
 
@@ -328,6 +334,7 @@ class _Machine:
             raise RefusedError(
                 f"it holds {shown(name)}; store plain, dense tensors and plain values"
             )
+        self.names[name] = None
         return Global(name)
 
     def _storage(self, kind: str, of: Global, key: str, where: str, count: int) -> Storage:

@@ -10,6 +10,7 @@ import zipfile
 import pytest
 import torch
 
+from manualnn import safe
 from manualnn.errors import InputError
 from manualnn.network import Network, load_weights, save_weights
 from manualnn.safe import read_tensors, scan
@@ -210,7 +211,7 @@ def test_tensors_that_reach_beyond_their_records(path):
         refused(path, message)
 
 
-def test_containers_without_end(path, good):
+def test_containers_without_end(path, good, monkeypatch):
     itself: list = []
     itself.append(itself)
     often: list = [0]
@@ -225,6 +226,10 @@ def test_containers_without_end(path, good):
     for depth in (150, 10**5):
         repickle(path, b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b".")
         refused(path, "nested too deep")
+    with monkeypatch.context() as patched:
+        patched.setattr(safe, "WAITING", 1000)
+        repickle(path, b"\x80\x02" + b"]" * 2000 + b".")
+        refused(path, "too many values wait")
     repickle(path, b"\x80\x02" + b"(" * 100_000 + b".")
     refused(path, "its pickle is damaged")
     repickle(path, b"\x80\x02}(" + b"X\2\0\0\0w1K\1" * 2 + b"u.")
