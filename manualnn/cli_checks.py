@@ -116,3 +116,26 @@ def reproduce(
             verdict = f"the figures do not agree; {why}"
         print(verdict)
     raise typer.Exit(0 if found.agrees else 1)
+
+
+@app.command()
+def inspect(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="Weights, a checkpoint or any pickle; a run folder; or a name."
+        ),
+    ],
+    json_: Annotated[bool, typer.Option("--json", help="Print all of it as an object.")] = False,
+) -> None:
+    """Say what a file of weights holds, without executing any of it.
+
+    Exit code 1 where it is not read here, as when it would execute code.
+    """
+    from . import inspection
+    from .experiment import to_json
+
+    report = inspection.inspect(file)
+    print(to_json(report) if json_ else "\n".join([*inspection.lines(report), ""]), end="")
+    if report["problem"]:
+        raise typer.Exit(1)

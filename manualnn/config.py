@@ -22,6 +22,7 @@ DEFAULT = "mnist-mlp"
 # Other flags are called as their key ends.
 FLAGS = {"data.name": "--data", "data.train": "--data", "data.dir": "--data-dir"}
 TABLES = ("data", "model", "train")
+DEEPEST = 50  # dots in a key
 PLACES = {"data.dir", "data.train"}
 Column = float | tuple[float, ...]  # a number, or one per replica
 
@@ -319,8 +320,10 @@ def load_config(
         tree = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also of a number with thousands of digits
         raise InputError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not valid TOML: nested too deep") from None
     origins = {key: f"{path}:{line}" for key, line in _lines(text).items()}
     if isinstance(tree.get("grid"), dict):
         flat = list(_flatten(tree["grid"]))
@@ -367,8 +370,10 @@ def _assignment(option: str, text: str) -> tuple[str, Any]:
         raise InputError(f"{option} {text}: write key=value, as in {example}")
     try:
         return key.strip(" \"'"), tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         return key.strip(" \"'"), raw.strip()
+    except RecursionError:
+        raise InputError(f"{option} {key}: nested too deep") from None
 
 
 def data_flags(value: str | None, data_dir: str | None) -> dict[str, str | None]:
@@ -405,6 +410,7 @@ def parse_config(
 ) -> Config:
     """A Config from nested plain values. `origins` says where a dotted key was set."""
     origins = origins or {}
+    _check_size(tree, "", origins, default_origin)
     base = {key: value for key, value in tree.items() if key not in ("run", "grid")}
     overrides = tree.get("run", [])
     where = origins.get("run", default_origin)
@@ -430,6 +436,18 @@ def parse_config(
     if grid and runs:
         raise InputError(f"{where}: [[run]] and [grid] do not go together")
     return replace(config, overrides=tuple(overrides), runs=tuple(runs), grid=grid)
+
+
+def _check_size(value: Any, key: str, origins: dict[str, str], default: str) -> None:
+    """Refuse numbers that TOML does not know, and values nested without end."""
+    where = f"{origins.get(key, default)}: {key}"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InputError(f"{where}: a whole number of more than 64 bits")
+    if key.count(".") > DEEPEST:
+        raise InputError(f"{where}: nested too deep")
+    inside = value.items() if isinstance(value, dict) else ()
+    for name, item in enumerate(value) if isinstance(value, list | tuple) else inside:
+        _check_size(item, f"{key}.{name}" if key else str(name), origins, default)
 
 
 def _parse_grid(
@@ -619,7 +637,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     return isinstance(value, kind)
 
 

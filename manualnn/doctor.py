@@ -51,7 +51,7 @@ def _versions(problems: list[str]) -> dict[str, str]:
             reason = " ".join(str(error).split())[:200]
             found[name] = f"cannot be imported ({type(error).__name__}: {reason})"
             if name == "torchvision":
-                found[name] += "; only downloads of data sets need it"
+                found[name] += "; nothing here needs it"
             else:
                 problems.append(f"{name} {found[name]}; install it again")
     return found

@@ -3,16 +3,25 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 1000  # characters of a message
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
     The message is one line: what is wrong, where (file, key), what to do. The command line prints
-    it and exits with code 2; in Python it is an ordinary `ValueError`.
+    it and exits with code 2; in Python it is an ordinary `ValueError`. What it quotes may be of any
+    length and hold anything, also what a terminal would obey: it is cut and escaped.
     """
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().split())
+        line = printable(" ".join(super().__str__().split()))
+        return line if len(line) <= LONGEST else f"{line[: LONGEST - 200]} ... {line[-190:]}"
+
+
+def printable(text: str) -> str:
+    """`text` with what is no printable character escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def hint(name: str, valid: Iterable[str]) -> str:

@@ -6,9 +6,7 @@ Shapes: R replicas, B samples, P parameters of one network, K outputs.
 import copy
 import io
 import math
-import pickle
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -23,6 +21,8 @@ from .files import replacing
 from .layers import ChannelsLast, Conv2d, Dropout, Layer, arrange_pooling, build_layers
 from .losses import LOSSES, decide, outputs
 from .parameters import Layout
+from .safe import read_tensors as read_tensors  # others import it from here
+from .safe import shown
 from .workspace import Workspace, generator
 
 INIT_STREAM = 0x1417
@@ -225,58 +225,139 @@ def save_weights(path: Path, network: Network, meta: dict[str, Any], replica: in
 def load_weights(path: Path) -> Weights:
     """Read a weights file, or a foreign dict of w1, b1, w2, ... as a ReLU network on x/255.
 
-    Nothing in the file is executed. Raises InputError when it is no weights file, or its tensors do
-    not fit its layers.
+    Nothing in the file is executed, and no more memory taken than a few times its size. Raises
+    InputError when it is no weights file, or its tensors do not fit its layers.
     """
     content = read_tensors(path, "weights file")
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: not a weights file: it holds a {type(content).__name__}, no dict"
         )
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if "training" in content:
+        raise InputError(
+            f"{path}: a checkpoint, not a weights file: give the weights.pkl beside it"
+        )
+    tensors = {
+        key: value.detach()
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
     meta = content.get("meta")
     if not isinstance(meta, dict):
         tensors, meta = _adopt(tensors, path)
     try:
-        specs, shape, classes = meta["layers"], tuple(meta["shape"]), meta["classes"]
-        dtype = next(iter(tensors.values())).dtype
-        if not dtype.is_floating_point:
-            raise InputError(f"weights are {dtype}, not floating-point")
-        network = Network(specs, shape, classes, dtype=dtype)
-        loss = meta.get("loss", "cross_entropy")
-        if loss not in LOSSES or network.outputs != outputs(loss, classes):
-            raise InputError(f"{network.outputs} outputs, {classes} classes and {loss} do not fit")
+        network = _outline(meta, tensors)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except Exception as error:  # a meta of any content: nothing in it was checked before
-        raise InputError(f"{path}: its meta is incomplete or unusable ({error!r})") from None
-    for key, slot in zip(network.layout.keys(), network.layout.slots, strict=True):
+    except Exception as error:  # a meta of any content: little in it was checked before
+        why = shown(repr(error))
+        raise InputError(f"{path}: its meta is incomplete or unusable ({why})") from None
+    keys = network.layout.keys()
+    for key, slot in zip(keys, network.layout.slots, strict=True):
         layer = network.layers[slot.layer]
-        expected = tuple(_to_file(layer, slot.name, torch.empty(slot.shape)).shape)
+        like = torch.empty(slot.shape, device="meta")
+        expected = tuple(_to_file(layer, slot.name, like).shape)
         found = tuple(tensors[key].shape) if key in tensors else None
         if found != expected:
             raise InputError(f"{path}: {key} should have shape {expected}, found {found}")
-        stored = _from_file(layer, slot.name, tensors[key])
+        if not tensors[key].is_floating_point():
+            raise InputError(f"{path}: {key} is {tensors[key].dtype}, not floating-point")
+    size = path.stat().st_size
+    if network.layout.count > size:  # tensors may be views of the same numbers
+        raise InputError(
+            f"{path}: its tensors have more numbers than the file has bytes ({size:,})"
+        )
+    network = Network(network.specs, network.shape, network.classes, dtype=network.theta.dtype)
+    for key, slot in zip(keys, network.layout.slots, strict=True):
+        stored = _from_file(network.layers[slot.layer], slot.name, tensors[key])
         network.params[slot.layer][slot.name].copy_(stored)
     return Weights(network, meta)
 
 
-def read_tensors(path: Path, what: str) -> Any:
-    """`torch.load` with weights_only, which executes nothing; InputError where that is refused."""
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a foreign pickle: what matters is raised
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: not a {what} that can be read safely: {str(error).partition('. ')[0][:200]}"
-        ) from None
-    except Exception as error:  # the unpickler raises whatever broken bytes lead it to
-        raise InputError(f"{path}: not a {what}, or truncated ({type(error).__name__})") from None
+MOST_LAYERS, MOST_NUMBERS = 10**4, 2**31  # of a network; that forward makes of one sample
+NUMBER = int | float
+# What evaluate and predict go by, in meta, its normalization and its split, where it is not None.
+META: dict[str, dict[str, Any]] = {
+    "meta": {
+        **dict.fromkeys(("run", "dataset", "loss", "torch", "manualnn"), str),
+        "class_names": list,
+        **dict.fromkeys(("normalization", "split"), dict),
+    },
+    "normalization": {
+        "kind": str,
+        **dict.fromkeys(("mean", "std"), NUMBER | list),
+        "permute_seed": int,
+    },
+    "split": {
+        **dict.fromkeys(("source", "labels", "test_labels"), str),
+        **dict.fromkeys(("train_samples", "seed", "classes", "corruption_seed"), int),
+        **dict.fromkeys(("valid", "corruption"), NUMBER),
+        "stratify": bool,
+    },
+}
+
+
+def _outline(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Network:
+    """The network that a meta describes, its parameters without memory. Raises whatever a meta of
+    any content leads to."""
+    specs, shape, classes = meta["layers"], tuple(meta["shape"]), meta["classes"]
+    sizes = (*shape, classes)
+    if not 1 <= len(shape) <= 3 or any(type(n) is not int or n < 1 for n in sizes):
+        raise InputError(f"shape {shape} and classes {classes!r} are no sizes")
+    if not isinstance(specs, list) or len(specs) > MOST_LAYERS:
+        raise InputError(f"layers is no list of at most {MOST_LAYERS:,} layers")
+    if not _is_plain(meta):
+        raise InputError("its meta holds other things than plain numbers, texts, lists and dicts")
+    _check_meta(meta, math.prod(shape))
+    # Half precision is enough to store weights, not to compute with them.
+    double = any(tensor.dtype == torch.float64 for tensor in tensors.values())
+    dtype = torch.float64 if double else torch.float32
+    network = Network(specs, shape, classes, dtype=dtype, device="meta")
+    loss = meta.get("loss") or "cross_entropy"
+    if loss not in LOSSES or network.outputs != outputs(loss, classes):
+        raise InputError(f"{network.outputs} outputs, {classes} classes and {loss} do not fit")
+    if network.activations > MOST_NUMBERS:
+        raise InputError(f"one example takes {network.activations:.1e} numbers: too many")
+    return network
+
+
+def _check_meta(meta: dict[str, Any], inputs: int) -> None:
+    """Raise InputError where `meta` is of no use for examples of so many inputs."""
+    tables = {name: meta if name == "meta" else meta.get(name) or {} for name in META}
+    for name, kinds in META.items():
+        for key, kind in kinds.items():
+            value = tables[name].get(key)
+            fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+            if name == "split" and isinstance(value, NUMBER):
+                fits = fits and 0 <= value < 2**63
+            if value is not None and not fits:
+                raise InputError(f"its meta has an unusable {name}: {key} is {shown(repr(value))}")
+    normalization, split = tables["normalization"], tables["split"]
+    for key in ("mean", "std"):
+        values = normalization.get(key, 0.0)
+        if isinstance(values, list) and len(values) != inputs:
+            raise InputError(f"its meta has {len(values)} numbers in {key}, but {inputs} inputs")
+        for value in values if isinstance(values, list) else (values,):
+            if not isinstance(value, NUMBER) or not abs(value) < 2**1000:
+                raise InputError(
+                    f"its meta has an unusable normalization: {key} {shown(repr(value))}"
+                )
+    if unknown := set(normalization) - set(META["normalization"]):
+        raise InputError(f"its meta has an unusable normalization: {shown(str(min(unknown)))}")
+    if normalization and not isinstance(normalization.get("kind"), str):
+        raise InputError("its meta has an unusable normalization: it has no kind")
+    if split.get("corruption") and not {"classes", "corruption_seed"} <= set(split):
+        raise InputError("its meta has a split with corruption, but without classes or seed")
+    if not all(isinstance(name, str) for name in meta.get("class_names") or ()):
+        raise InputError("its meta has class_names that are not all texts")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
 
 
 def _to_file(layer: Layer, name: str, tensor: Tensor) -> Tensor:
@@ -290,10 +371,12 @@ def _from_file(layer: Layer, name: str, tensor: Tensor) -> Tensor:
 
 def _adopt(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read w1, b1, w2, ... of an unknown author: the chain of shapes tells the orientation."""
-    weights = sorted((k for k in tensors if re.fullmatch(r"[wW]_?\d+", k)), key=_number)
-    if not weights or any(tensors[k].dim() != 2 for k in weights):
+    weights = sorted((k for k in tensors if re.fullmatch(r"[wW]_?[0-9]{1,6}", k)), key=_number)
+    if not weights or any(tensors[k].dim() != 2 or not tensors[k].numel() for k in weights):
+        module = any(re.search(r"\.(weight|bias)$", key) for key in tensors)
         raise InputError(
             f"{path}: not a weights file: it has neither meta nor matrices w1, w2, ..."
+            + ("; it is a module's state_dict: call its tensors w1, b1, ..." if module else "")
         )
     shapes = [tuple(tensors[k].shape) for k in weights]
 

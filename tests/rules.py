@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "manualnn"
 FLOORS = {
     "errors": 0, "files": 0, "parameters": 0, "workspace": 0,
     "capture": 1, "layers": 1, "losses": 1, "optimizers": 1, "data": 1, "config": 1, "plots": 1,
-    "differences": 1, "own_function": 1,
+    "differences": 1, "own_function": 1, "safe": 1,
     "results": 2, "network": 2, "show": 2,
     "diagnosis": 3, "steps": 3, "checkpoint": 3, "circumstances": 3, "training": 4, "evaluation": 5,
     "experiment": 6,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from manualnn import evaluate_hw1, experiment, training
+from manualnn.data import DATASETS
 
 from .conftest import write_folder, write_idx
 
@@ -317,12 +319,8 @@ def test_trained_on_cuda_evaluated_on_the_cpu(run, small, folder):
 
 
 def test_offline_kmnist_says_what_is_missing(run, monkeypatch):
-    import torchvision.datasets.utils
-
-    def offline(*args, **kwargs):
-        raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
-
-    monkeypatch.setattr(torchvision.datasets.utils, "download_url", offline)
+    known = replace(DATASETS["kmnist"], url="https://127.0.0.1:9/")
+    monkeypatch.setitem(DATASETS, "kmnist", known)
     code, _, err = run("train", "--data", "kmnist", "--device", "cpu")
     assert code == 2
     assert "train-images-idx3-ubyte.gz (md5 bdb82020997e1d708af4cf47b453dcf7)" in err

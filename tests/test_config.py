@@ -67,6 +67,13 @@ BAD = {
     "[train]\nl1 = [1, 2]\nl2 = [1, 2, 3]": "lists of different lengths",
     "[train]\nl1 = [1, 2]\nseeds = [1, 2, 3]": "lists of different lengths",
     "[train.early_stopping]\npatience = 3": "needs a validation split: set data.valid",
+    f"[train]\nseed = {'9' * 5000}": "not valid TOML: Exceeds the limit",
+    f"[train]\nseed = 0x{'f' * 5000}": "train.seed: a whole number of more than 64 bits",
+    f"[train]\nl2 = {10**400}": "train.l2: a whole number of more than 64 bits",
+    f"[model]\nlayers = [['linear', {2**63}]]": "model.layers.0.1: a whole number of more than",
+    f"[model]\nlayers = {'[' * 2000}": "not valid TOML: nested too deep",
+    f"[model]\nlayers = {'[' * 90}{']' * 90}": "nested too deep",
+    f"[data]\nname = '{'c' * 9000}'": "data.name = 'ccc",
 }
 
 
@@ -77,7 +84,7 @@ def test_what_is_wrong_is_named(text, tmp_path):
         load_config(path)
     message = str(error.value)
     assert BAD[text] in message
-    assert "\n" not in message
+    assert "\n" not in message and len(message) <= 1000
     assert "c" in message
 
 
@@ -90,6 +97,8 @@ def test_errors_name_the_flag_they_come_from():
         load_config("mnist-mlp", ["train.epochs"])
     with pytest.raises(InputError, match="epochs is not a table"):
         load_config("mnist-mlp", ["train.epochs.more=3"])
+    with pytest.raises(InputError, match=r"^--set train\.seeds: nested too deep"):
+        load_config("mnist-mlp", [f"train.seeds={'[' * 3000}"])
     with pytest.raises(InputError, match=r"no config 'mnist-mpl'.*did you mean 'mnist-mlp'"):
         load_config("mnist-mpl")
 

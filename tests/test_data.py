@@ -1,7 +1,14 @@
 """Reading, finding, splitting and normalising data; every bad file is one line that names it."""
 
 import gzip
+import hashlib
+import os
 import struct
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +17,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manualnn.data import Augment, Normalization, load, load_source, prepare, read_idx, split
+from manualnn.data import (
+    Augment,
+    Normalization,
+    load,
+    load_source,
+    prepare,
+    read_examples,
+    read_idx,
+    read_table,
+    sources,
+    split,
+    table,
+)
 from manualnn.data.prepare import permutation
 from manualnn.data.sources import DATASETS, canonical
 from manualnn.errors import InputError
@@ -175,25 +194,99 @@ def test_data_that_does_not_fit_together(tmp_path):
         load("mnits")
 
 
-class Offline:
-    """torchvision's downloader without a network, or giving the wrong bytes."""
+class Server(ThreadingHTTPServer):
+    """Answers every request with the same head and bytes."""
 
-    def __init__(self, content=None):
-        self.content, self.urls = content, []
+    def __init__(self, status, headers, content):
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
 
-    def __call__(self, url, root, filename, md5):
-        self.urls.append(url)
-        if self.content is None:
-            raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
-        (Path(root) / filename).write_bytes(self.content)
-        raise RuntimeError("File not found or corrupted.")
+            def log_message(self, *args):
+                pass
+
+        super().__init__(("127.0.0.1", 0), Answer)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}/"
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *args):
+        self.shutdown()
+        self.server_close()
+
+
+def allow_http(monkeypatch):
+    opener = sources._opener()
+    opener.add_handler(urllib.request.HTTPHandler())
+    monkeypatch.setattr(sources, "_opener", lambda: opener)
+
+
+def place(monkeypatch, name, url, content=None):
+    """Have a data set lie at `url`, its files of the md5 of `content`."""
+    known = replace(DATASETS[name], url=url)
+    if content is not None:
+        md5 = hashlib.md5(content).hexdigest()
+        known = replace(known, md5=dict.fromkeys(known.md5, md5))
+    monkeypatch.setitem(DATASETS, name, known)
+
+
+def header(*shape, code=8):
+    return struct.pack(f">BBBB{len(shape)}I", 0, 0, code, len(shape), *shape)
+
+
+def test_headers_that_ask_for_too_much(tmp_path):
+    cases = {
+        "huge": (header(2**32 - 1, 2**32 - 1), "its header asks for 4294967295x4294967295 values"),
+        "none": (header(2**32 - 1, 2**32 - 1, 2**32 - 1, 0), "not an idx file"),
+        "deep": (header(*[1] * 255) + b"\1", "asks for 1x1x1x1x1x1x1x1x... values; not an idx"),
+        "short": (header(2**32 - 1), "values need 4294967303 bytes|half of the memory"),
+        "gz-bomb": (gzip.compress(header(2**30) + bytes(100)), "can be unpacked to"),
+        "labels": (header(3, code=0x0C) + struct.pack(">3I", 0, 1, 2**31 - 1), None),
+    }
+    for name, (content, message) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        if message:
+            with pytest.raises(InputError, match=message):
+                read_idx(tmp_path / name)
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.ones((3, 2, 2)))
+    (tmp_path / "labels").rename(tmp_path / "train-labels-idx1-ubyte")
+    with pytest.raises(InputError, match=r"label 2147483647 is too large for 3 examples"):
+        load("idx", tmp_path, parts=("train",))
+
+
+def test_what_never_ends_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "train.csv")
+    for path in (tmp_path / "train.csv", Path("/dev/zero")):
+        for read in (read_idx, read_examples, read_table):
+            with pytest.raises(InputError, match=r"a device or pipe, not a file"):
+                read(path)
+
+
+def test_a_packed_table_larger_than_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "most_bytes", lambda: 10_000)
+    monkeypatch.setattr(table, "LONGEST", 500)
+    for name, line, message in (
+        ("rows", b"0,1,2,3\n", "take more than half of the memory"),
+        ("line", b"0,1,2,3,", "line 1: is too long to be a line of numbers"),
+    ):
+        (tmp_path / name).write_bytes(gzip.compress(line * 5000))
+        with pytest.raises(InputError, match=message):
+            read_table(tmp_path / name)
+    (tmp_path / "small").write_bytes(gzip.compress(b"0,1,2,3\n" * 100))
+    assert read_table(tmp_path / "small")[0].shape == (100, 4)
 
 
 def test_a_download_that_fails_says_what_to_do(monkeypatch):
-    import torchvision.datasets.utils
-
-    offline = Offline()
-    monkeypatch.setattr(torchvision.datasets.utils, "download_url", offline)
+    place(monkeypatch, "kmnist", "https://127.0.0.1:9/")
     with pytest.raises(InputError) as error:
         load("kmnist")
     folder = cache_folder() / "datasets" / "KMNIST" / "raw"
@@ -202,16 +295,51 @@ def test_a_download_that_fails_says_what_to_do(monkeypatch):
         f" cannot be downloaded (no network); put it into {folder} or give --data-dir"
     )
     assert str(error.value) == expected
-    assert offline.urls[0].startswith("https://")
 
 
-def test_a_wrong_download_is_never_taken(monkeypatch):
-    import torchvision.datasets.utils
+CONTENT = gzip.compress(bytes(100))
+DOWNLOADS = {
+    "whole": (200, {}, CONTENT, None),
+    "wrong": (200, {}, b"half of it", r"the md5 of 10 bytes is "),
+    "cut": (200, {"Content-Length": str(len(CONTENT))}, CONTENT[:-4], r"the md5 of "),
+    "long": (200, {}, CONTENT + bytes(1000), r"not done after "),
+    "absent": (404, {}, b"", "HTTP Error 404"),
+}
 
-    monkeypatch.setattr(torchvision.datasets.utils, "download_url", Offline(b"half of it"))
-    with pytest.raises(InputError, match=r"cannot be downloaded \(File not found or corrupted"):
-        load("fashion-mnist")
-    assert not list((cache_folder() / "datasets" / "FashionMNIST" / "raw").iterdir())
+
+@pytest.mark.parametrize("kind", DOWNLOADS)
+def test_a_wrong_download_is_never_taken(monkeypatch, tmp_path, kind):
+    monkeypatch.setenv("MANUALNN_CACHE", str(tmp_path))
+    monkeypatch.setattr(sources, "LARGEST_DOWNLOAD", 200)
+    *answer, message = DOWNLOADS[kind]
+    folder = tmp_path / "datasets" / "KMNIST" / "raw"
+    with Server(*answer) as server:
+        allow_http(monkeypatch)
+        place(monkeypatch, "kmnist", server.url, CONTENT)
+        with pytest.raises(InputError, match=message or "not an idx file"):
+            load("kmnist", parts=("test",))
+    names = {path.name for path in folder.iterdir()}
+    whole = {"t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"}
+    assert names == (set() if message else whole)
+
+
+def test_downloads_are_by_https_alone(monkeypatch, tmp_path):
+    """Also where a server sends on to another address."""
+    monkeypatch.setenv("MANUALNN_CACHE", str(tmp_path))
+    assert all(known.url.startswith("https://") for known in DATASETS.values())
+    with Server(200, {}, CONTENT) as server:
+        place(monkeypatch, "kmnist", server.url, CONTENT)
+        with pytest.raises(InputError, match="unknown url type: http"):
+            load("kmnist")
+        with Server(302, {"Location": server.url}, b"") as first:
+            # The first address stands for one by https: an opener of its own reads it.
+            http, only = urllib.request.HTTPHandler(), sources._opener()
+            request = urllib.request.Request(first.url)
+            request.timeout = 5
+            answer = http.http_open(request)
+            with pytest.raises(urllib.error.URLError, match="unknown url type: http"):
+                only.error("http", request, answer, answer.code, answer.msg, answer.headers)
+    assert not list((tmp_path / "datasets" / "KMNIST" / "raw").iterdir())
 
 
 def test_the_md5_of_a_file_in_the_cache_is_checked(tmp_path, monkeypatch):

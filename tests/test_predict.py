@@ -283,7 +283,7 @@ def test_the_doctor_finds_what_is_broken(run, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "local_folder", lambda name: tmp_path)
     report = doctor.examine()
     assert "operator torchvision::nms does not exist" in report["versions"]["torchvision"]
-    assert "only downloads of data sets need it" in report["versions"]["torchvision"]
+    assert "nothing here needs it" in report["versions"]["torchvision"]
     [problem] = report["problems"]
     assert problem.startswith("mnist: train-images-idx3-ubyte.gz")
     for path in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):

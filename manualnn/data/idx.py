@@ -18,9 +18,13 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import cache_folder, replacing
+from .limits import file_size, most_bytes
 
+GZIP = b"\x1f\x8b"
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 LARGEST = 2**36  # bytes; what a header may ask for before anything is read
+HEADER, DIMENSIONS = 4 + 4 * 255, 8
+EXPANSION = 1100  # deflate makes at most 1032 bytes of one (zlib, "Technical Details")
 
 
 def read_idx(path: Path, md5: str | None = None) -> Tensor:
@@ -30,10 +34,15 @@ def read_idx(path: Path, md5: str | None = None) -> Tensor:
     truncated, no idx file, or has another md5.
     """
     try:
+        size = file_size(path)
+        with path.open("rb") as file:
+            start = np.frombuffer(file.read(HEADER), np.uint8)
+        if start[:2].tobytes() != GZIP and not md5:
+            _check_length(*_size(start, path), size, path)  # before a file of any size is read
         packed = np.fromfile(path, np.uint8)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    zipped = packed[:2].tobytes() == b"\x1f\x8b"
+    zipped = packed[:2].tobytes() == GZIP
     digest = hashlib.md5(packed.data, usedforsecurity=False).hexdigest() if md5 or zipped else ""
     if md5 and digest != md5:
         raise InputError(
@@ -55,8 +64,13 @@ def _unpack(packed: np.ndarray, digest: str, path: Path) -> np.ndarray:
                 return contents
     try:
         with gzip.open(path) as file:
-            header = file.read(4 + 4 * 255)
+            header = file.read(HEADER)
             size = _size(np.frombuffer(header, np.uint8), path)[2]
+            if size > EXPANSION * len(packed):
+                raise InputError(
+                    f"{path}: truncated or damaged gzip file (its header asks for {size} bytes,"
+                    f" more than {len(packed)} can be unpacked to)"
+                )
             # One byte more than the header promises is enough to see that a file is too long.
             body = file.read(max(size + 1 - len(header), 0))
     except (OSError, EOFError, zlib.error) as error:
@@ -80,19 +94,32 @@ def _size(contents: np.ndarray, path: Path) -> tuple[np.dtype, tuple[int, ...], 
         raise InputError(f"{path}: truncated: its header of {start} bytes ends early")
     shape = struct.unpack(f">{dimensions}I", contents[4:start].tobytes())
     dtype = np.dtype(TYPES[magic[2]])
+    if dimensions > DIMENSIONS or math.prod(n or 1 for n in shape) * dtype.itemsize > LARGEST:
+        raise InputError(f"{path}: its header asks for {_brief(shape)} values; not an idx file")
     size = start + math.prod(shape) * dtype.itemsize
-    if size > LARGEST:
-        raise InputError(f"{path}: its header asks for {size} bytes; not an idx file")
+    if size > most_bytes():
+        raise InputError(f"{path}: needs {size} bytes, more than half of the memory here")
     return dtype, shape, size
+
+
+def _check_length(
+    dtype: np.dtype, shape: tuple[int, ...], size: int, length: int, path: Path
+) -> None:
+    """Raise InputError unless a file of `length` bytes is what its header promises."""
+    if length != size:
+        what = "truncated" if length < size else "too long"
+        raise InputError(
+            f"{path}: {what}: {_brief(shape)} values need {size} bytes"
+            + (f", there are {length}" if length < size else "")
+        )
+
+
+def _brief(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape[:DIMENSIONS])) + "x..." * (len(shape) > DIMENSIONS)
 
 
 def _parse(contents: np.ndarray, path: Path) -> Tensor:
     dtype, shape, size = _size(contents, path)
-    if len(contents) != size:
-        what = "truncated" if len(contents) < size else "too long"
-        raise InputError(
-            f"{path}: {what}: {'x'.join(map(str, shape))} values need {size} bytes"
-            + (f", there are {len(contents)}" if len(contents) < size else "")
-        )
+    _check_length(dtype, shape, size, len(contents), path)
     values = contents[4 + 4 * len(shape) :].view(dtype).reshape(shape)
     return torch.from_numpy(values.astype(dtype.newbyteorder("="), copy=False))

@@ -1,16 +1,17 @@
 """Where a data set lies: a folder the user names, the bundled MNIST, or a per-user download."""
 
+import hashlib
 import os
 import re
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+import time
+import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from io import StringIO
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -23,11 +24,13 @@ from .table import place_of_label
 
 @dataclass(frozen=True)
 class Known:
-    """A data set that torchvision can download: its folder there, class names, md5 of the files."""
+    """A data set: its folder in torchvision's layout, class names, md5 of the files, and where they
+    can be had."""
 
     folder: str
     classes: tuple[str, ...]
     md5: dict[tuple[str, str], str]
+    url: str
 
 
 def _md5(*values: str) -> dict[tuple[str, str], str]:
@@ -51,6 +54,7 @@ DATASETS = {
             "9fb629c4189551a2d022fa330f9573f3",
             "ec29112dd5afa0611ce80d1b7f02629c",
         ),
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
     ),
     "fashion-mnist": Known(
         "FashionMNIST",
@@ -61,6 +65,7 @@ DATASETS = {
             "bef4ecab320f06d8554ea6380940ec79",
             "bb300cfdad3c16e7a12a480ee83cd310",
         ),
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
     ),
     "kmnist": Known(
         "KMNIST",
@@ -71,9 +76,12 @@ DATASETS = {
             "5c965bf0a639b31b8f53240b1b52f4d7",
             "7320c461ea6c1c855c0b718fb2a4b134",
         ),
+        "https://codh.rois.ac.jp/kmnist/dataset/kmnist/",
     ),
 }
 NAMES = (*DATASETS, "idx", "csv")
+LARGEST_DOWNLOAD, LONGEST_DOWNLOAD = 2**26, 600.0  # bytes, seconds for a file
+TIMEOUT = 10.0  # seconds until a server answers at all
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,8 @@ def load(
 ) -> Dataset:
     """Read the `parts` ("train", "test") of data set `name` and check that they fit together.
 
-    `data_dir`, else `$MANUALNN_DATA`, else what is bundled, else the per-user cache, which
-    torchvision's downloader fills; of "csv" a folder or the file of each part. Parts in `optional`
+    `data_dir`, else `$MANUALNN_DATA`, else what is bundled, else the per-user cache, into which
+    they are downloaded; of "csv" a folder or the file of each part. Parts in `optional`
     may be missing in a folder the user named. Raises InputError.
     """
     if name not in NAMES:
@@ -161,14 +169,17 @@ def load_source(
         return load(name, data_dir, optional=optional, class_names=class_names)
     dataset = load(name, data_dir, ("test",), class_names=class_names)
     assert dataset.test is not None
-    names = dataset.class_names or tuple(map(str, range(int(dataset.test.labels.max()) + 1)))
+    count = int(dataset.test.labels.max()) + 1
+    if count > max(256, len(dataset.test.labels)):
+        raise InputError(f"{dataset.where}: label {count - 1} is too large for its examples")
+    names = dataset.class_names or tuple(map(str, range(count)))
     return replace(dataset, train=dataset.test, test=None, class_names=names)
 
 
 def example_shape(name: str, data_dir: Place = None) -> tuple[tuple[int, ...], int]:
     """The shape of one example of a data set, and its number of classes.
 
-    No file is needed for those that torchvision knows, unless `data_dir` or `$MANUALNN_DATA` may
+    No file is needed for those that are known, unless `data_dir` or `$MANUALNN_DATA` may
     hold another version. Raises InputError.
     """
     if data_dir is None and name in DATASETS and "MANUALNN_DATA" not in os.environ:
@@ -210,6 +221,8 @@ def _read_part(
         )
     if images.numel() == 0:
         raise InputError(f"{images_path}: holds no data: shape {tuple(images.shape)}")
+    if (largest := int(labels.max())) >= max(256, len(labels)):  # a class each would be names only
+        raise InputError(f"{labels_path}: label {largest} is too large for {len(labels)} examples")
     return Examples(images, labels.long())
 
 
@@ -285,52 +298,51 @@ def _other(kind: str) -> str:
 
 
 def _download(name: str, missing: list[tuple[str, str]], folder: Path) -> None:
-    """Fetch files with torchvision, https first; each is moved to `folder` once it is whole."""
-    import torchvision.datasets
-
+    """Fetch files; each is moved to `folder` once it is whole."""
     known = DATASETS[name]
-    source: Any = vars(torchvision.datasets)[known.folder]
-    mirrors = [m.replace("http://", "https://") for m in source.mirrors]
-    mirrors = list(dict.fromkeys([*mirrors, *source.mirrors]))
     for key in missing:
         file = canonical(*key)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
                 print(f"downloading {name}: {file}", file=sys.stderr)
-                _fetch(mirrors, file, known.md5[key], Path(temporary))
+                _fetch(known.url + file, known.md5[key], Path(temporary) / file)
                 (Path(temporary) / file).replace(folder / file)
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             raise InputError(
                 f"{name}: {file} (md5 {known.md5[key]}) is missing and cannot be downloaded"
                 f" ({_reason(error)}); put it into {folder} or give --data-dir"
             ) from None
 
 
-def _fetch(mirrors: list[str], file: str, md5: str, folder: Path) -> None:
-    from torchvision.datasets.utils import download_url
-
-    errors: list[Exception] = []
-    for mirror in mirrors:
-        try:
-            with _connect_timeout(5), redirect_stderr(StringIO()):
-                download_url(mirror + file, str(folder), file, md5)
-            return
-        except (OSError, RuntimeError) as error:
-            errors.append(error)
-    raise OSError(errors[0])
-
-
-def _reason(error: OSError) -> str:
-    text = str(error)
-    return "no network" if "urlopen error" in text or "timed out" in text else text
+def _fetch(url: str, md5: str, path: Path) -> None:
+    """Write what lies at an address to `path`; OSError unless it has the md5."""
+    digest, size, end = hashlib.md5(usedforsecurity=False), 0, time.monotonic() + LONGEST_DOWNLOAD
+    with _opener().open(url, timeout=TIMEOUT) as answer, path.open("wb") as file:
+        while chunk := answer.read(2**16):
+            size += len(chunk)
+            if size > LARGEST_DOWNLOAD or time.monotonic() > end:
+                raise OSError(f"not done after {size:,} bytes")
+            digest.update(chunk)
+            file.write(chunk)
+    if digest.hexdigest() != md5:
+        raise OSError(f"the md5 of {size:,} bytes is {digest.hexdigest()}")
 
 
-@contextmanager
-def _connect_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+def _opener() -> urllib.request.OpenerDirector:
+    """What opens addresses by https alone, also those it is sent on to."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        *(urllib.request.ProxyHandler, urllib.request.HTTPSHandler, urllib.request.UnknownHandler),
+        *(urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor),
+        urllib.request.HTTPDefaultErrorHandler,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "reason", error)
+    if isinstance(cause, TimeoutError | socket.gaierror | ConnectionError):
+        return "no network"
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import cache_folder, replacing
-from .idx import read_idx
+from .idx import GZIP, read_idx
+from .limits import file_size, most_bytes
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-GZIP = b"\x1f\x8b"
+LONGEST = 2**26  # characters of a line: more is no line of numbers, but memory without end
 CACHED = 2**20  # bytes: smaller files are read as fast as their cache
 # A column of one of these names is moved to the front.
 LABELS = ("label", "class", "target", "prediction")
@@ -37,6 +38,7 @@ def read_examples(path: Path) -> Tensor:
     Raises InputError when it is neither, damaged, or holds what is no finite float32.
     """
     try:
+        file_size(path)
         with path.open("rb") as file:
             start = file.read(2)
         if start == GZIP:
@@ -139,12 +141,14 @@ def _parse(path: Path, header: list[str] | None) -> np.ndarray:
             with warnings.catch_warnings():
                 # An integer read through a float, and an empty file, are warnings only.
                 warnings.simplefilter("error")
-                rows = (line for _, line in _lines(path))
+                rows = _rows(path, np.dtype(dtype).itemsize)
                 if header:
                     next(rows)
                 values = np.loadtxt(
                     rows, dtype, delimiter=",", ndmin=2, comments=None, quotechar='"'
                 )
+        except InputError:
+            raise
         except (ValueError, Warning, *UNREADABLE):
             continue
         if header and values.shape[1] != len(header):
@@ -154,13 +158,27 @@ def _parse(path: Path, header: list[str] | None) -> np.ndarray:
     raise InputError(f"{path}: {_fault(path, header)}")
 
 
+def _rows(path: Path, itemsize: int) -> Iterator[str]:
+    """The lines that are not blank, as long as their numbers fit into memory: a packed file can be
+    a thousand times as large as it looks."""
+    cells, most = 0, most_bytes() // itemsize
+    for _, line in _lines(path):
+        cells += line.count(",") + 1
+        if cells > most:
+            raise InputError(f"{path}: its numbers take more than half of the memory here")
+        yield line
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, each with its number in the file."""
+    file_size(path)
     with path.open("rb") as file:
         packed = file.read(2) == GZIP
     opener = gzip.open if packed else open
     with opener(path, "rt", encoding="utf-8-sig", newline=None) as text:
-        for number, line in enumerate(text, 1):
+        for number, line in enumerate(iter(lambda: text.readline(LONGEST), ""), 1):
+            if len(line) == LONGEST:
+                raise InputError(f"{path}: line {number}: is too long to be a line of numbers")
             if not line.isspace():
                 yield number, line
 
