@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 500  # of MNIST's test images, for the audit of a config
 STEPS = 4  # the second is recorded, the third and fourth played
+# Without TorchScript and torch.compile every function runs where it is observed.
+EAGER = {"PYTORCH_JIT": "0", "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
 NOT_A_SANDBOX = (
     "the script runs in a process of its own with limits of time and memory;"
     " this is not a sandbox for hostile code"
@@ -217,8 +219,6 @@ def _run(job: str, folder: Path, seconds: float, output: Path) -> str:
         f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r});"
         "from manualnn.audit.child import main; del sys.path[0]; main()"
     )
-    # Without TorchScript and torch.compile every function runs where it is observed.
-    plain = {"PYTORCH_JIT": "0", "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
     with output.open("wb") as file:
         child = subprocess.Popen(
             [sys.executable, "-P", "-c", code],
@@ -226,7 +226,7 @@ def _run(job: str, folder: Path, seconds: float, output: Path) -> str:
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=os.environ | plain | {"PYTHONDONTWRITEBYTECODE": "1"},
+            env=os.environ | EAGER | {"PYTHONDONTWRITEBYTECODE": "1"},
             start_new_session=True,
         )
         try:

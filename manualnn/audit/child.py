@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .record import Record
-from .watch import Watch, listen, observing, spawned
+from .watch import Watch, observe_for_good
 
 LARGEST_FILE = 2**30  # bytes a script may write into one file
 
@@ -38,10 +38,7 @@ def main() -> None:
     script = Path(job["script"])
     sys.argv = [str(script)]
     sys.path.insert(0, str(script.parent))
-    observation = observing(watch)
-    observation.__enter__()  # for good: what atexit calls is observed, too
-    spawned(watch)
-    listen(watch)
+    observe_for_good(watch)
     begin = time.perf_counter()
     try:
         if job["call"]:

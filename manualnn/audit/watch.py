@@ -66,7 +66,7 @@ COMMON = set(
     prod cumsum cumprod max min amin aminmax argmin argsort norm linalg_vector_norm nansum
     count_nonzero dot vdot mv addmv addr ger outer matmul einsum tensordot trace cross
     linalg_inv_ex linalg_solve_ex linalg_qr linalg_svd _linalg_svd _linalg_solve_ex
-    _pin_memory is_pinned _efficientzerotensor is_same_size lift
+    _record_function_enter_new _record_function_exit _pin_memory is_pinned lift
     """.split()
 )
 # No arithmetic, and only new memory.
@@ -76,6 +76,7 @@ MOVES = set(
     index_select gather scatter index stack cat index_put masked_fill constant_pad_nd
     """.split()
 )
+LAYERS = ("_fused", "native_", "cudnn_", "mkldnn_", "max_pool", "_scaled", "nll_loss", "_thnn")
 MAKES = ("empty", "new_empty")
 # Where an operand of a product has its inner dimension last.
 INNER = {"mm": 0, "bmm": 0, "mv": 0, "dot": 0, "addmm": 1, "baddbmm": 1, "addmv": 1}
@@ -113,15 +114,14 @@ class Watch:
         """file:line of the innermost frame of the user's; "" if there is none; None if a library
         has done this on its own account: an import, a data set; or, with `through` "standard", any
         installed one; with "nothing", anything in between."""
-        frame, innermost = sys._getframe(1), True
+        frame, given = sys._getframe(1), False
         while frame is not None:
             kind = self.kind(frame.f_code.co_filename)
             if kind == "user":
                 return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            if kind != "watch":
-                if innermost and frame.f_code.co_name in RUNNING:
-                    kind = "standard"  # transforms.Lambda(torch.relu)
-                innermost = False
+            if kind == "data":
+                given = given or frame.f_code.co_name in RUNNING  # transforms.Lambda(torch.relu)
+                kind = "standard" if given else "own account"
             if kind == "own account" or (kind != "watch" and through == "nothing"):
                 return None
             if kind == "installed" and through == "standard":
@@ -141,7 +141,7 @@ class Watch:
 
 @functools.cache
 def _kind(file: str, root: str) -> str:
-    """Whose file it is: of the watch, the user, a library; or where it acts on its own account."""
+    """Whose file it is: of the watch, the user, a library; of an import or of loading data."""
     if file.startswith(HERE):
         return "watch"
     if file.startswith("<frozen importlib"):
@@ -154,7 +154,7 @@ def _kind(file: str, root: str) -> str:
         return "user"  # <string>, which exec ran, too
     plain = file.replace(os.sep, "/")
     if any(f"/{part}/" in plain for part in DATA):
-        return "own account"
+        return "data"
     installed = "-packages/" in plain and not any(f"/{part}/" in plain for part in SPAWNING)
     return "installed" if installed else "standard"
 
@@ -210,6 +210,11 @@ class Dispatched(TorchDispatchMode):
         super().__init__()
         self.watch, self.table = watch, watch.record.table()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch's own hook: no import of the compiler, which takes a second, to be skipped by."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -234,7 +239,7 @@ class Dispatched(TorchDispatchMode):
         if watch.allows(base):
             return
         built_in = base.lstrip("_") in BUILT_IN or "backward" in base
-        layer = base.startswith(("_fused", "native_", "cudnn_", "mkldnn_", "max_pool", "_scaled"))
+        layer = base.startswith(LAYERS)
         if watch.strict or built_in or layer:
             watch.note("operations", name)
         elif base not in COMMON:
@@ -343,9 +348,13 @@ PROCESSES = set(
 CALLABLES = set("eval exec compile __import__ open".split())
 
 
-def listen(watch: Watch) -> None:
-    """Hear the interpreter's audit events. This cannot be undone, so it is for a process of its
-    own."""
+def observe_for_good(watch: Watch) -> None:
+    """Watch this thread and what it begins until the process ends, with what atexit calls; hear
+    the interpreter's audit events, too, which cannot be undone."""
+    _set_traps(watch)
+    _trap_spawn(watch)
+    Called(watch).__enter__()
+    Dispatched(watch).__enter__()
 
     def hear(event: str, args: tuple[Any, ...]) -> None:
         if event in PROCESSES:
@@ -372,7 +381,7 @@ def _is_thread(function: Any) -> bool:
     return isinstance(getattr(function, "__self__", None), threading.Thread)
 
 
-def spawned(watch: Watch) -> None:
+def _trap_spawn(watch: Watch) -> None:
     """Say so where multiprocessing begins a process that is no copy of this one."""
     from multiprocessing import util
 

@@ -3,9 +3,9 @@
 import threading
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 z, y = torch.randn(4, 3), torch.zeros(4, dtype=torch.long)
-worker = threading.Thread(target=F.cross_entropy, args=(z, y))
+worker = threading.Thread(target=functional.cross_entropy, args=(z, y))
 worker.start()
 worker.join()
