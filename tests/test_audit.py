@@ -5,9 +5,6 @@ docs/audit.md has the zoo as a table, which a test here compares with what is me
 
 import ast
 import json
-import os
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -57,48 +54,10 @@ EXPECTED = {
     "transform": "functions operations",
 }
 # Nobody is accused, but the audit says that it has not seen everything: exit code 2.
-UNOBSERVED = {"subprocess_python", "native"}
+UNOBSERVED = {"bare_thread", "native", "spawned", "subprocess_python"}
 # Cheats, and possible cheats, that pass.
 ESCAPED = {"loaded_weights", "when_unobserved"}
 HONEST = {"honest_numpy", "honest_torch", "honest_names"}
-
-# A process that has imported torch and forks for each job, as a start costs two seconds.
-SERVER = """
-import atexit, io, json, os, sys, torch, torch.overrides
-from manualnn.audit.child import main
-for line in sys.stdin:
-    job, folder, output = json.loads(line)
-    pid = os.fork()
-    if not pid:
-        os.setsid()
-        os.chdir(folder)
-        file = os.open(output, os.O_WRONLY | os.O_CREAT)
-        os.dup2(file, 1), os.dup2(file, 2)
-        del sys.path[0]
-        sys.stdin = io.StringIO(job)
-        main()
-        atexit._run_exitfuncs()
-        os._exit(0)  # without what torch does at exit, which takes most of the time
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    print(f"exit code {status}" if status else "", flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def forking():
-    """What stands in for audit._run."""
-    environment = os.environ | audit.EAGER | {"PYTHONDONTWRITEBYTECODE": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER], cwd=ROOT, env=environment, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as server:  # fmt: skip
-
-        def run(job, folder, seconds, output):
-            print(json.dumps([job, str(folder), str(output)]), file=server.stdin, flush=True)
-            return server.stdout.readline().strip()
-
-        yield run
-        server.stdin.close()
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +228,13 @@ def test_a_function_is_called_and_names_are_allowed(audited):
     report = audited(text, call="answer", allow=["softmax"])
     assert (report.code, report.result) == (0, 0.5)
     assert audited(text, call="answer").code == 1
+    text = """
+        import torch
+        import torch.nn.functional as F
+        print(F.one_hot(torch.arange(3)))
+    """
+    assert audited(text, allow=["one_hot"]).code == 0
+    assert found(audited(text, allow=["softmax"])) == "source functions traps"
     assert "defines no function other" in audited(text, call="other").error
 
 

@@ -194,13 +194,18 @@ def audit_file(
         job = {
             "script": str(script), "root": str(root), "call": call, "memory": memory,
             "allow": list(allow), "mnist": str(mnist) if mnist else None, "results": str(results),
+            "torchvision": any(b"torchvision" in path.read_bytes() for path in files),
         }  # fmt: skip
         report.error = _run(json.dumps(job), script.parent, seconds, output)
-        lines = [json.loads(line) for line in results.read_text().splitlines()]
         report.tail = output.read_bytes()[-2000:].decode(errors="replace")
-    found = [Finding(**line) for line in lines if "check" in line]
+        try:
+            told = [json.loads(line) for line in results.read_text().splitlines()]
+            found = [Finding(**line) for line in told if "check" in line]
+        except (ValueError, TypeError):
+            report.error = "what it told of itself is damaged"
+            return report
     report.findings += _relative(found, root)
-    summary = next((line for line in lines if "operations" in line), None)
+    summary = next((line for line in told if "operations" in line), None)
     if summary is None:
         report.error = report.error or "it ended without a last word"
         return report

@@ -31,7 +31,9 @@ def main() -> None:
     summary: dict[str, Any] = {"error": "", "result": None, "seconds": 0.0}
     atexit.register(_last_word, watch, summary, os.getpid(), sink)  # runs after all others
     if job["mnist"]:
-        _redirect_mnist(Path(job["mnist"]))
+        os.environ["MANUALNN_DATA"] = job["mnist"]
+        if job["torchvision"]:
+            _redirect_mnist(job["mnist"])
     # The script may bring a package of this name, and has nothing to look for in this one.
     for name in [name for name in sys.modules if name.split(".")[0] == "manualnn"]:
         del sys.modules[name]
@@ -87,7 +89,7 @@ def _plain(value: Any) -> Any:
         return repr(value)[:200]
 
 
-def _redirect_mnist(raw: Path) -> None:
+def _redirect_mnist(raw: str) -> None:
     """Let torchvision find MNIST in the folder `raw`, whatever root a script names."""
     from torchvision.datasets import mnist
 
@@ -95,7 +97,7 @@ def _redirect_mnist(raw: Path) -> None:
 
     def raw_folder(dataset: Any) -> str:
         own = type(dataset).__name__ == "MNIST"
-        return str(raw) if own else elsewhere.fget(dataset)
+        return raw if own else elsewhere.fget(dataset)
 
     mnist.MNIST.raw_folder = property(raw_folder)
 

@@ -27,6 +27,12 @@ BUILT_IN = set(
     conv1d conv2d conv3d convolution conv_transpose2d im2col col2im fold max_pool1d max_pool2d
     avg_pool2d adaptive_avg_pool2d dropout dropout_ alpha_dropout feature_dropout layer_norm
     batch_norm group_norm instance_norm rms_norm embedding one_hot scaled_dot_product_attention
+    glu hardshrink softshrink tanhshrink softmin gumbel_softmax log_sigmoid log_sigmoid_forward
+    conv_tbc conv_transpose1d conv_transpose3d max_pool3d avg_pool1d avg_pool3d adaptive_avg_pool1d
+    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    feature_alpha_dropout embedding_bag ctc_loss hinge_embedding_loss cosine_embedding_loss
+    margin_ranking_loss poisson_nll_loss triplet_margin_loss gru gru_cell lstm lstm_cell rnn_relu
+    rnn_tanh
     """.split()
 )
 AUTOGRAD = set(
@@ -55,6 +61,8 @@ HARMLESS = set(
     torch.autograd.no_grad torch.autograd.inference_mode
     """.split()
 )
+# What reading and parsing a user's file may raise.
+UNREADABLE = (OSError, SyntaxError, ValueError, RecursionError, MemoryError)
 # The one file of this package that must name what is forbidden, to set traps on it.
 EXEMPT = "audit/watch.py"
 
@@ -96,7 +104,7 @@ def check_files(files: Iterable[Path], root: Path, allow: Collection[str]) -> It
         try:
             texts[name] = path.read_text(encoding="utf-8-sig")
             own |= set(defined(ast.parse(texts[name])))
-        except (OSError, SyntaxError, ValueError) as error:
+        except UNREADABLE as error:
             texts.pop(name, None)
             line = getattr(error, "lineno", None)
             place = f"{name}:{line}" if line else name
@@ -106,7 +114,7 @@ def check_files(files: Iterable[Path], root: Path, allow: Collection[str]) -> It
 
 
 def _first_line(error: Exception) -> str:
-    return (getattr(error, "msg", None) or str(error)).splitlines()[0]
+    return str(getattr(error, "msg", None) or error or type(error).__name__).splitlines()[0]
 
 
 def defined(tree: ast.AST) -> Iterator[str]:
@@ -135,7 +143,7 @@ def local_files(script: Path, root: Path) -> list[Path]:
         found.append(path)
         try:
             tree = ast.parse(path.read_text(encoding="utf-8-sig"))
-        except (OSError, SyntaxError, ValueError):
+        except UNREADABLE:
             continue  # check_files says so
         for name, level in _imported(tree):
             base = path.parents[level - 1] if level else None
@@ -287,9 +295,13 @@ class _Source:
                 if not any(_below(path, f"importlib.{ok}") for ok in ("metadata", "resources")):
                     yield what, "finding"
             elif kind := self.against(path):
-                # A line of boilerplate that nothing uses is no accusation.
                 used = self.strict or bound in self.read or alias.name == "*"
-                yield (what, kind) if used else (f"{what}, which is not used", "note")
+                if self.allow and path.split(".")[-1] in CORE | {"functional"}:
+                    yield what, "note"  # what is used of it may be allowed, and is judged itself
+                elif used:
+                    yield what, kind
+                else:  # a line of boilerplate is no accusation
+                    yield f"{what}, which is not used", "note"
 
     def _judge_name(self, node: ast.expr) -> Iterator[tuple[str, str]]:
         path = self.path(node)

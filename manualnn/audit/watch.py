@@ -74,6 +74,7 @@ MOVES = set(
     """
     copy clone _to_copy fill zero zeros ones full arange randperm scalar_tensor lift_fresh detach
     index_select gather scatter index stack cat index_put masked_fill constant_pad_nd
+    set resize
     """.split()
 )
 LAYERS = ("_fused", "native_", "cudnn_", "mkldnn_", "max_pool", "_scaled", "nll_loss", "_thnn")
