@@ -11,6 +11,7 @@ What a library does for a user's file is the file's doing; but not what it does 
 imported, nor how it loads and transforms data, as torchvision's transforms are modules of nn.
 """
 
+import _thread
 import contextlib
 import functools
 import os
@@ -276,19 +277,24 @@ def observing(watch: Watch) -> Iterator[None]:
 
 
 def _set_traps(watch: Watch) -> None:
-    start = threading.Thread.start
+    start, start_bare = threading.Thread.start, _thread.start_new_thread
 
-    def observed_start(thread: threading.Thread) -> None:
-        run = thread.run
-
-        def observed_run() -> None:
+    def watched(run: Callable[..., Any]) -> Callable[..., None]:
+        def watched_run(*args: Any, **kwargs: Any) -> None:
             with Called(watch), Dispatched(watch):
-                run()
+                run(*args, **kwargs)
 
-        thread.run = observed_run  # type: ignore[method-assign]
+        return watched_run
+
+    def start_watched(thread: threading.Thread) -> None:
+        thread.run = watched(thread.run)  # type: ignore[method-assign]
         start(thread)
 
-    _replace(watch, threading.Thread, "start", observed_start)
+    def start_bare_watched(function: Callable[..., Any], *rest: Any) -> int:
+        return start_bare(watched(function), *rest)
+
+    _replace(watch, threading.Thread, "start", start_watched)
+    _replace(watch, _thread, "start_new_thread", start_bare_watched)
     from torch.autograd import forward_ad, functional
 
     for owner, label, names in (
@@ -364,8 +370,6 @@ def observe_for_good(watch: Watch) -> None:
             watch.note("traps", f"ctypes loads {args[0]}", "unobserved", "standard")
         elif event == "import" and args[1] and watch.kind(str(args[1])) == "user":
             watch.record.add("traps", f"loads machine code: {args[1]}", "", "unobserved")
-        elif event == "_thread.start_new_thread" and not _is_thread(args[0]):
-            watch.note("traps", "a thread without threading", "unobserved", "standard")
         elif event == "pickle.find_class":
             module, name = map(str, args)
             top = module.split(".")[0]
@@ -376,10 +380,6 @@ def observe_for_good(watch: Watch) -> None:
                 watch.note("traps", f"a pickle of {module}.{name}")
 
     sys.addaudithook(hear)
-
-
-def _is_thread(function: Any) -> bool:
-    return isinstance(getattr(function, "__self__", None), threading.Thread)
 
 
 def _trap_spawn(watch: Watch) -> None:
