@@ -193,6 +193,16 @@ def test_all_traps_are_taken_away_again():
     )  # fmt: skip
 
 
+def test_whose_file_it_is(tmp_path):
+    watch = Watch(Record(), root=Path("/"))  # with the environment's libraries below it
+    assert watch.kind(torch.__file__) == "installed"
+    assert watch.kind(torch.utils.data.__file__) == "data"
+    assert watch.kind(json.__file__) == "standard"
+    assert watch.kind(audit.__file__) == "watch"
+    assert watch.kind(str(tmp_path / "script.py")) == "user"
+    assert watch.kind("<string>") == "user"
+
+
 def test_a_cheat_in_a_populations_threads_is_found(monkeypatch):
     def forward(self, params, x, workspace):
         return torch.relu(x), x
@@ -214,6 +224,8 @@ def test_what_cannot_be_judged(audited):
     assert audited("import os; os._exit(0)").error == "it ended without a last word"
     assert audited("raise SystemExit(3)").verdict == "could not be judged: ended with 3"
     assert audited("x = (").all_of("unobserved")[0].where == "script.py:1"
+    deep = "x" + ".y" * 3000
+    assert audited(deep).code == audited("-" * 100_000 + "1").code == 2
     # What was found before is found.
     assert audited("import torch\ntorch.relu(torch.ones(3))\n1 / 0").code == 1
 

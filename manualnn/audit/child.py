@@ -108,5 +108,6 @@ def _last_word(watch: Watch, summary: dict[str, Any], pid: int, sink: int) -> No
     summary["operations"] = watch.record.operations()
     root = str(watch.root)
     files = [str(getattr(module, "__file__", None) or "") for module in list(sys.modules.values())]
-    summary["files"] = [f for f in files if f.startswith(root) and f.endswith(".py")]
+    own = [f for f in files if f.startswith(root) and watch.kind(f) == "user"]
+    summary["files"] = [f for f in own if f.endswith(".py")]
     os.write(sink, (json.dumps(summary) + "\n").encode())

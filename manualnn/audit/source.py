@@ -106,15 +106,19 @@ def check_files(files: Iterable[Path], root: Path, allow: Collection[str]) -> It
             own |= set(defined(ast.parse(texts[name])))
         except UNREADABLE as error:
             texts.pop(name, None)
-            line = getattr(error, "lineno", None)
-            place = f"{name}:{line}" if line else name
-            yield Finding("source", f"cannot be read: {_first_line(error)}", place, "unobserved")
+            yield _unread(name, error)
     for name, text in texts.items():
-        yield from check_source(text, name, own=own, allow=allow)
+        try:
+            yield from check_source(text, name, own=own, allow=allow)
+        except UNREADABLE as error:
+            yield _unread(name, error)
 
 
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "msg", None) or error or type(error).__name__).splitlines()[0]
+def _unread(name: str, error: Exception) -> Finding:
+    line = getattr(error, "lineno", None)
+    why = str(getattr(error, "msg", error)).partition("\n")[0] or type(error).__name__
+    place = f"{name}:{line}" if line else name
+    return Finding("source", f"cannot be read: {why}", place, "unobserved")
 
 
 def defined(tree: ast.AST) -> Iterator[str]:
@@ -174,7 +178,7 @@ def _module_files(folder: Path, name: str) -> Iterator[Path]:
 
 class _Source:
     def __init__(self, tree: ast.AST, strict: bool, own: set[str], allow: set[str]) -> None:
-        self.tree, self.strict, self.allow = tree, strict, allow
+        self.strict, self.allow = strict, allow
         self.own = own | set(defined(tree))
         self.nodes = list(ast.walk(tree))
         self.read = {x.id for x in self.nodes if isinstance(x, ast.Name)}

@@ -148,10 +148,11 @@ def _kind(file: str, root: str) -> str:
         return "watch"
     if file.startswith("<frozen importlib"):
         return "own account"
-    if root and file.startswith(root):
-        return "user"
     if file.startswith("<frozen"):
         return "standard"
+    # A virtual environment may lie in the user's folder; and this package in one, audited itself.
+    if root and file.startswith(root) and root.startswith(LIBRARIES):
+        return "user"
     if not file.startswith(LIBRARIES):
         return "user"  # <string>, which exec ran, too
     plain = file.replace(os.sep, "/")
@@ -172,7 +173,7 @@ class Called(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         watch, kwargs = self.watch, kwargs or {}
-        name, bad = _judged(func, watch.strict)
+        name, bad = _judged(func)
         last = name.split(".")[-1]
         if bad and not watch.allows(name):
             watch.note("functions", name)
@@ -192,7 +193,7 @@ def _turned_on(last: str, name: str, args: Any) -> bool:
 
 
 @functools.cache
-def _judged(func: Any, strict: bool) -> tuple[str, bool]:
+def _judged(func: Any) -> tuple[str, bool]:
     """The dotted name of a function of torch, and whether it is one that is forbidden."""
     func = getattr(func, "_trapped", func)
     name = resolve_name(func)
@@ -317,11 +318,17 @@ FUNC = ("grad", "grad_and_value", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "
 
 
 def _functions(module: Any) -> list[str]:
-    names = [n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n))]
-    torchs = [n for n in names if getattr(getattr(module, n), "__module__", "").startswith("torch")]
-    kept = ("has_torch_function", "handle_torch_function", "boolean_dispatch")
-    plain = [n for n in torchs if not isinstance(getattr(module, n), type)]
-    return [n for n in plain if not n.startswith(kept)]
+    """The public functions of torch in a module, but for those that serve function modes."""
+    homes = {name: getattr(value, "__module__", None) or "" for name, value in vars(module).items()}
+    return [
+        name
+        for name, home in homes.items()
+        if home.startswith("torch")
+        and home not in ("torch.overrides", "torch._C")
+        and callable(getattr(module, name))
+        and not isinstance(getattr(module, name), type)
+        and not name.startswith(("_", "boolean_dispatch"))
+    ]
 
 
 def _trap(watch: Watch, owner: Any, name: str, label: str, through: str = "library") -> None:
@@ -348,9 +355,7 @@ def _replace(watch: Watch, owner: Any, name: str, value: Any) -> None:
 
 # What the interpreter tells of itself: a process that begins, a library of machine code, a pickle.
 PROCESSES = set(
-    """
-    subprocess.Popen os.system os.exec os.posix_spawn os.spawn os.startfile pty.spawn
-    """.split()
+    "subprocess.Popen os.system os.exec os.posix_spawn os.spawn os.startfile pty.spawn".split()
 )
 CALLABLES = set("eval exec compile __import__ open".split())
 
