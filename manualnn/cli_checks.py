@@ -126,14 +126,16 @@ Memory = Annotated[int, typer.Option(metavar="MB", min=256, help="The most data 
 @app.command()
 def audit(
     target: Annotated[
-        str, typer.Argument(metavar="[CONFIG|FILE.py]", help="A config, or a script of your own.")
+        str, typer.Argument(metavar="CONFIG|FILE.py", help="A config, or a script of your own.")
     ] = "mnist-mlp",
     call: Annotated[
         str | None,
         typer.Option(metavar="FUNCTION", help="Import FILE.py and call this in place of running."),
     ] = None,
     allow: Allow = None,
-    timeout: Annotated[float, typer.Option(metavar="S", help="Seconds a script may take.")] = 60,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=1, help="Seconds a script may take.")
+    ] = 60,
     memory: Memory = 4096,
     json_: Annotated[bool, typer.Option("--json", help="Print all of it as an object.")] = False,
 ) -> None:
@@ -167,7 +169,7 @@ def grade(
     out: Annotated[Path, typer.Option(help="The table to write.")] = Path("grades.csv"),
     allow: Allow = None,
     timeout: Annotated[
-        float, typer.Option(metavar="S", help="Seconds a measurement may take.")
+        float, typer.Option(metavar="S", min=1, help="Seconds a measurement may take.")
     ] = 120,
     memory: Memory = 4096,
     seed: Annotated[int, typer.Option(help="Of the variant.")] = 0,

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -45,8 +45,9 @@ HEADER = ("submission", "rules", "accuracy", "accuracy_variant", "seconds", "err
 
 @dataclass
 class Grade:
-    """One submission. `rules`: "clean", what was found, or "not judged"; `suspicious` says why the
-    accuracies may not be measured; `error` what went wrong, whether or not there is an accuracy."""
+    """One submission. `rules`: "clean", with the number of notes in `findings` for a person to look
+    at; what was found; or "not judged". `suspicious` says why the accuracies may not be measured,
+    `error` what went wrong, whether or not there is an accuracy."""
 
     submission: str
     rules: str = "not judged"
@@ -67,7 +68,7 @@ class Grade:
 
     def to_dict(self) -> dict[str, Any]:
         row = {name: getattr(self, name) for name in HEADER}
-        found = [{"check": x.check, "where": x.where, "what": x.what} for x in self.findings]
+        found = [asdict(finding) for finding in self.findings]
         return row | {"suspicious": self.suspicious or None, "findings": found}
 
 
@@ -150,7 +151,8 @@ def _grade(
     elif unobserved:
         result.rules = f"not judged: {unobserved[0]}"
     elif not any(r.error for r in reports):
-        result.rules = "clean"
+        notes = len(result.findings)
+        result.rules = "clean" + f", {notes} to look at" * bool(notes)
     if result.accuracy is not None and result.accuracy_variant is not None:
         result.suspicious = suspicion(result.accuracy, result.accuracy_variant)
 

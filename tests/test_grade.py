@@ -118,7 +118,7 @@ def test_a_class_is_graded(submissions, run, tmp_path, forking, monkeypatch):
     assert list(rows) == list("abcdefghijklm")
 
     for honest in (rows["a"], rows["m"]):
-        assert (honest["rules"], honest["error"]) == ("clean", "")
+        assert (honest["rules"], honest["error"]) == ("clean, 1 to look at", "")
         assert float(honest["accuracy"]) == pytest.approx(0.987, abs=0.003)
         assert float(honest["accuracy_variant"]) == pytest.approx(0.7 * 0.987, abs=0.01)
     assert rows["b"]["rules"] == "clean; suspicious: does not depend on the labels"
