@@ -194,10 +194,12 @@ def audit_file(
         job = {
             "script": str(script), "root": str(root), "call": call, "memory": memory,
             "allow": list(allow), "mnist": str(mnist) if mnist else None, "results": str(results),
-            "torchvision": any(b"torchvision" in path.read_bytes() for path in files),
+            "torchvision": any(map(_uses_torchvision, files)),
         }  # fmt: skip
         report.error = _run(json.dumps(job), script.parent, seconds, output)
-        report.tail = output.read_bytes()[-2000:].decode(errors="replace")
+        with output.open("rb") as file:
+            file.seek(max(0, output.stat().st_size - 2000))
+            report.tail = file.read().decode(errors="replace")
         try:
             told = [json.loads(line) for line in results.read_text().splitlines()]
             found = [Finding(**line) for line in told if "check" in line]
@@ -216,6 +218,12 @@ def audit_file(
     if not report.operations:
         report.notes.append("no torch operation was observed: judged by source and traps only")
     return report
+
+
+def _uses_torchvision(path: Path) -> bool:
+    with suppress(OSError):
+        return b"torchvision" in path.read_bytes()
+    return False
 
 
 def _run(job: str, folder: Path, seconds: float, output: Path) -> str:
