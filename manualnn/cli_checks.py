@@ -116,6 +116,8 @@ def reproduce(
             verdict = f"the figures do not agree; {why}"
         print(verdict)
     raise typer.Exit(0 if found.agrees else 1)
+
+
 Allow = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="Permit a name, as softmax; may be given again."),

@@ -132,7 +132,7 @@ def audit_config(config: "Config", steps: int = STEPS) -> Report:
 def few_steps(training: "Training", steps: int) -> None:
     """Train some steps as a run does, networks of a population side by side, and evaluate."""
     batches = itertools.islice(itertools.cycle(training.batches(1)), steps)
-    for _ in training.walk(batches):
+    for _ in training.walk(list(batches)):
         pass
     training.measure(training.data.train)
 
