@@ -118,6 +118,90 @@ def reproduce(
     raise typer.Exit(0 if found.agrees else 1)
 
 
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Permit a name, as softmax; may be given again."),
+]
+Memory = Annotated[int, typer.Option(metavar="MB", min=256, help="The most data of a script.")]
+
+
+@app.command()
+def audit(
+    target: Annotated[
+        str, typer.Argument(metavar="CONFIG|FILE.py", help="A config, or a script of your own.")
+    ] = "mnist-mlp",
+    call: Annotated[
+        str | None,
+        typer.Option(metavar="FUNCTION", help="Import FILE.py and call this in place of running."),
+    ] = None,
+    allow: Allow = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=1, help="Seconds a script may take.")
+    ] = 60,
+    memory: Memory = 4096,
+    json_: Annotated[bool, typer.Option("--json", help="Print all of it as an object.")] = False,
+) -> None:
+    """Look for autograd, torch.nn, torch.optim and built-in layers, in the source and as it runs.
+
+    CONFIG: some training steps of this package. FILE.py runs in a process of its own with limits,
+    which is not a sandbox for hostile code. Exit code 0: no forbidden call observed; 1: something
+    was; 2: it could not be judged.
+    """
+    from . import audit as auditing
+    from .experiment import to_json
+
+    if target.endswith(".py"):
+        report = auditing.audit_file(Path(target), call, timeout, memory, allow or ())
+    elif call or allow:
+        raise InputError("--call and --allow are for a script, FILE.py")
+    else:
+        from .config import load_config
+
+        report = auditing.audit_config(load_config(target))
+    print(to_json(report.to_dict()) if json_ else "\n".join(auditing.lines(report)) + "\n", end="")
+    if report.code:
+        raise typer.Exit(report.code)
+
+
+@app.command()
+def grade(
+    submissions: Annotated[
+        list[Path], typer.Argument(metavar="ZIP|DIR...", help="Zips, folders, or folders of zips.")
+    ],
+    out: Annotated[Path, typer.Option(help="The table to write.")] = Path("grades.csv"),
+    allow: Allow = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=1, help="Seconds a measurement may take.")
+    ] = 120,
+    memory: Memory = 4096,
+    seed: Annotated[int, typer.Option(help="Of the variant.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print all of it as an object.")] = False,
+) -> None:
+    """Grade submissions with evaluate_hw1(): the rules, and the accuracy on MNIST and on a variant.
+
+    The variant has the images in another order, and 30 % wrong labels: an accuracy that does not
+    fall with it was not measured. One row each; a submission that fails is a row, too, and exit
+    code 0. Each runs in a process of its own with limits, which is not a sandbox for hostile code.
+    """
+    import sys
+
+    from . import grade as grading
+    from .experiment import to_json
+    from .files import write_csv, writing
+
+    results = []
+    for result in grading.grade(submissions, timeout, memory, allow or (), seed):
+        results.append(result)
+        with writing(f"--out {out}"):
+            write_csv(out, grading.HEADER, [result.row() for result in results])
+        print(grading.line(result), file=sys.stderr if json_ else sys.stdout, flush=True)
+    if json_:
+        found = [result.to_dict() for result in results]
+        print(to_json({"out": str(out), "submissions": found}), end="")
+    else:
+        print(f"{out}: {len(results)} submission{'s' * (len(results) != 1)}")
+
+
 @app.command()
 def inspect(
     file: Annotated[

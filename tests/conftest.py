@@ -1,7 +1,10 @@
 """Fixtures for all tests, and the table of worst differences at the end of a run."""
 
 import gzip
+import json
+import os
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from manualnn.audit import EAGER
 from manualnn.cli import main
 from manualnn.config import Config, parse_config
 from manualnn.data import Prepared, prepare
+from manualnn.files import PACKAGE
 from manualnn.network import Network
 from manualnn.training import DTYPES, Training, threads
 
@@ -151,3 +156,42 @@ def train_to_the_end(config: Config, data: Prepared, classes: int = 3) -> Traini
     for _ in training.run():
         pass
     return training
+
+
+# A process that has imported torch and forks for each job, as a start costs two seconds.
+SERVER = """
+import atexit, io, json, os, sys, torch, torch.overrides
+from manualnn.audit.child import main
+for line in sys.stdin:
+    job, folder, output = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        os.chdir(folder)
+        file = os.open(output, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, 1), os.dup2(file, 2)
+        del sys.path[0]
+        sys.stdin = io.StringIO(job)
+        main()
+        atexit._run_exitfuncs()
+        os._exit(0)  # without what torch does at exit, which takes most of the time
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(f"exit code {status}" if status else "", flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def forking():
+    """What stands in for audit._run."""
+    environment = os.environ | EAGER | {"PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], cwd=PACKAGE.parent, env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as server:  # fmt: skip
+
+        def run(job, folder, seconds, output):
+            print(json.dumps([job, str(folder), str(output)]), file=server.stdin, flush=True)
+            return server.stdout.readline().strip()
+
+        yield run
+        server.stdin.close()
