@@ -1,15 +1,17 @@
 """Mutation testing: one small fault at a time in the source; some test has to fail.
 
-`python -m benchmarks.mutate` plants every fault of OPERATORS in layers.py, losses.py and
-optimizers.py, thousands of them, and writes a line of JSON for each: killed by a failing test, by
-the time-out, by a crash or at import, or survived. A run that was broken off goes on where it
-stopped; `--again` tries the survivors of the file anew, after tests were added.
+`python -m benchmarks.mutate` plants every fault that `variants` and `calls` know in layers.py,
+losses.py and optimizers.py, 1,900 of them, and writes a line of JSON for each: killed by a failing
+test, by the time-out, by a crash or at import, or survived. A run that was broken off goes on where
+it stopped; `--again` tries the survivors of the file anew, after tests were added. Those left over
+are listed in benchmarks/mutants.md.
 
 mutmut and cosmic-ray do this for any project, but know nothing of tensors: `sub_` for `add_`,
 `amin` for `amax`, a lost `neg_()`, dimensions that change places. And a process for each mutant
-spends more on importing torch than on its tests. Here a process that has everything imported but
-manualnn is forked, and of the tests only those that call the mutated function run, the fastest
-first.
+spends seconds on importing torch. Here one session of pytest collects the tests, and each mutant is
+a fork of it, in which the functions get the mutated code; of the tests only those that call the
+function run, the fastest first, until one fails. That takes a twentieth of a second for most. What
+is done at import, such as a constant, takes an import of the package and the tests in the fork.
 
 Not mutated: annotations, docstrings, bodies of protocols, what is inside an InputError, assertions,
 zip's `strict`, defaults of parameters that the function does not use.
@@ -18,19 +20,24 @@ zip's `strict`, defaults of parameters that the function does not use.
 import argparse
 import ast
 import contextlib
+import gc
 import importlib
 import importlib.abc
 import importlib.util
+import io
 import json
 import multiprocessing
 import os
+import re
 import resource
 import sys
 import threading
 import time
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -42,8 +49,12 @@ import torch
 ROOT = Path(__file__).parent.parent
 MODULES = ("layers", "losses", "optimizers")
 TESTS = ("layers", "losses", "optimizers", "properties", "network", "steps")  # tests/test_*.py
-# Another compiler's work, and a process of its own: seconds each, and nothing that others miss.
-SLOW = ("test_a_compiled_step_gives_the_same", "test_weights_file_is_plain_for_torch_load")
+# A compiler, a process of its own, a profiler whose threads do not outlive a fork: left out.
+LEFT_OUT = (
+    "test_a_compiled_step_gives_the_same",
+    "test_weights_file_is_plain_for_torch_load",
+    "test_a_step_allocates_nothing_of_a_kilobyte",
+)
 MEMORY = 12 * 2**30  # bytes that a mutant may ask for
 
 ARITHMETIC = {
@@ -111,7 +122,7 @@ def numbers(value: object) -> list[Any]:
 
 
 def variants(node: ast.AST, parent: ast.AST) -> Iterator[tuple[str, ast.AST | None]]:
-    """OPERATORS: every (operator, replacement) for a node; None deletes a statement."""
+    """Every (operator, replacement) for a node; None deletes a statement."""
     match node:
         case ast.BinOp(left, op, right):
             if isinstance(op, ast.BitOr):
@@ -280,74 +291,208 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.util.spec_from_loader(name, self, origin=str(self.path))
 
     def exec_module(self, module: Any) -> None:
-        tree = ast.fix_missing_locations(self.tree)
-        exec(compile(tree, str(self.path), "exec"), module.__dict__)
+        execute(self.tree, self.path, module.__dict__)
+
+
+def execute(tree: ast.Module, path: Path, namespace: dict[str, Any]) -> None:
+    exec(compile(ast.fix_missing_locations(tree), str(path), "exec"), namespace)
+
+
+def give_code(old: Any, new: dict[str, Any], path: Path) -> None:
+    """Functions and methods of `path` in a module or class get the code of those in `new`."""
+    for name, value in list(vars(old).items()):
+        other = new.get(name)
+        if isinstance(value, types.FunctionType) and value.__code__.co_filename == str(path):
+            value.__code__, value.__defaults__ = other.__code__, other.__defaults__
+            value.__kwdefaults__ = other.__kwdefaults__
+        elif isinstance(value, type) and value.__module__ == new.get("__name__"):
+            give_code(value, {**vars(other)}, path)
+
+
+@dataclass
+class Report:
+    """What came of a mutant, or of no fault: `by` is the first test that failed; for each test how
+    long it took, and the first lines of the functions of the module that it called."""
+
+    outcome: str = "survived"
+    by: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    called: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Watch:
-    """A plugin of pytest: which tests run in which order, and what comes of them.
+    """A plugin of pytest that runs the tests `chosen`, in that order, until one fails."""
 
-    `chosen` are names of tests, fastest first, or None for all, which are then timed, and the first
-    lines of the functions of `path` that they call are noted.
-    """
-
-    def __init__(self, chosen: list[str] | None, path: Path) -> None:
-        self.chosen, self.path = chosen, str(path)
-        self.outcome, self.by = "survived", ""
-        self.seconds: dict[str, float] = {}
-        self.called: dict[str, list[int]] = {}
+    def __init__(self, chosen: list[str] | None = None) -> None:
+        self.chosen, self.report = chosen, Report()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        if self.chosen is None:
-            items[:] = [item for item in items if item.originalname not in SLOW]
-        else:
+        if self.chosen is not None:
             named = {item.nodeid: item for item in items}
-            items[:] = [named[name] for name in self.chosen if name in named]
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        torch.manual_seed(0)  # of tests that draw without a generator, in any order
-        lines: set[int] = set()
-
-        def note(frame: Any, event: str, _: Any) -> None:
-            if event == "call" and frame.f_code.co_filename == self.path:
-                lines.add(frame.f_code.co_firstlineno)
-
-        start = time.perf_counter()
-        if self.chosen is None:
-            threading.setprofile(note)
-            sys.setprofile(note)
-        try:
-            return (yield)
-        finally:
-            if self.chosen is None:
-                sys.setprofile(None)
-                threading.setprofile(None)
-            self.seconds[item.nodeid] = time.perf_counter() - start
-            self.called[item.nodeid] = sorted(lines)
+            items[:] = [named[name] for name in self.chosen]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self.outcome, self.by = "import", report.nodeid
+            self.report.outcome, self.report.by = "import", report.nodeid
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and self.outcome == "survived":
-            self.outcome, self.by = "test", report.nodeid
+        if report.failed and self.report.outcome == "survived":
+            self.report.outcome, self.report.by = "test", report.nodeid
+
+    def pytest_runtest_setup(self) -> None:
+        torch.manual_seed(0)  # of tests that draw without a generator, in any order
 
 
-def child(
-    module: str, tree: ast.Module, plant: Callable[[], None], chosen: list[str], whole: bool,
-    connection: Connection,
+class Laboratory(Watch):
+    """A session of pytest that has collected the tests, and in which processes are forked."""
+
+    def __init__(self, module: str, tree: ast.Module, todo: list[Mutant], workers: int,
+                 write: Callable[[str], None]) -> None:  # fmt: skip
+        super().__init__()
+        self.module, self.tree, self.todo = module, tree, todo
+        self.workers, self.write = workers, write
+        self.path = ROOT / "manualnn" / f"{module}.py"
+        self.base = Report()
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.items = {i.nodeid: i for i in session.items if i.originalname not in LEFT_OUT}
+        self.base = self.measure()
+        gc.collect()
+        gc.freeze()  # processes share what is there now
+        # The two ways to plant a fault, without one: what fails then proves nothing.
+        for scope in {m.scope if m.scope == (0, 0) else (1, sys.maxsize) for m in self.todo}:
+            nothing = Mutant("", 0, 0, "", "", scope, lambda: None, lambda: None)
+            if self.base.outcome == "survived":
+                [(_, self.base.outcome, self.base.by, _)] = self.results([nothing])
+        for mutant, outcome, by, seconds in self.results(self.todo if self.sound else []):
+            record = {"id": mutant.id, "operator": mutant.operator, "outcome": outcome, "by": by}
+            self.write(json.dumps({**record, "seconds": round(seconds, 2)}))
+        gc.unfreeze()
+        return True
+
+    @property
+    def sound(self) -> bool:
+        """Whether the tests pass where there is no fault."""
+        return self.base.outcome == "survived" and bool(self.base.called)
+
+    def results(self, todo: list[Mutant]) -> Iterator[tuple[Mutant, str, str, float]]:
+        """(mutant, outcome, by, seconds), as they end."""
+        waiting = todo[::-1]
+        running: dict[Connection, tuple[Any, float, float, Mutant]] = {}
+        while waiting or running:
+            while waiting and len(running) < self.workers:
+                mutant = waiting.pop()
+                tests = self.tests(mutant.scope)
+                connection, process = self.start(self.with_fault, mutant, tests)
+                now = time.perf_counter()
+                limit = 10 + 10 * sum(self.base.seconds[name] for name in tests)
+                running[connection] = process, now, now + limit, mutant
+            soonest = min(end for _, _, end, _ in running.values())
+            ready = wait(list(running), max(0, soonest - time.perf_counter()) + 0.01)
+            for connection, (process, start, end, mutant) in list(running.items()):
+                now = time.perf_counter()
+                if connection in ready or now > end:
+                    del running[connection]
+                    report = self.finish(connection, process, now > end)
+                    yield mutant, report.outcome, report.by, now - start
+
+    def start(self, work: Callable[..., Report], *arguments: Any) -> tuple[Connection, Any]:
+        ours, theirs = FORK.Pipe(duplex=False)
+
+        def run() -> None:
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(quiet, 1)
+            os.dup2(quiet, 2)
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+            theirs.send(work(*arguments))
+            theirs.close()
+            os._exit(0)
+
+        process = FORK.Process(target=run)
+        process.start()
+        theirs.close()
+        return ours, process
+
+    def finish(self, connection: Connection, process: Any, late: bool) -> Report:
+        """What a process sent, or how it ended without."""
+        report = Report("time-out" if late else "crash")
+        with contextlib.suppress(EOFError):
+            report = connection.recv() if connection.poll() else report
+        process.kill()
+        process.join()
+        return report
+
+    def measure(self) -> Report:
+        for _ in range(2):  # the second time nothing is imported any more
+            for name, item in self.items.items():
+                lines: set[int] = set()
+
+                def note(frame: Any, event: str, _: Any, lines: set[int] = lines) -> None:
+                    if event == "call" and frame.f_code.co_filename == str(self.path):
+                        lines.add(frame.f_code.co_firstlineno)
+
+                start = time.perf_counter()
+                threading.setprofile(note)
+                sys.setprofile(note)
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+                sys.setprofile(None)
+                threading.setprofile(None)  # type: ignore[arg-type]
+                self.report.seconds[name] = time.perf_counter() - start
+                self.report.called[name] = sorted(lines)
+        return self.report
+
+    def tests(self, scope: tuple[int, int]) -> list[str]:
+        """Those that call what lies between these lines, the fastest first; all for (0, 0)."""
+        first, last = scope
+        names = [
+            name for name, lines in self.base.called.items()
+            if any(first <= line <= last or not last for line in lines)
+        ]  # fmt: skip
+        return sorted(names, key=self.base.seconds.__getitem__)
+
+    def with_fault(self, mutant: Mutant, tests: list[str]) -> Report:
+        mutant.plant()
+        if mutant.scope == (0, 0):
+            return self.anew(tests)
+        module = sys.modules[f"manualnn.{self.module}"]
+        namespace = {"__name__": module.__name__, "__package__": module.__package__}
+        try:
+            execute(self.tree, self.path, namespace)
+        except Exception as error:
+            return Report("import", repr(error))
+        give_code(module, namespace, self.path)
+        for name in tests:
+            item = self.items[name]
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+            if self.report.outcome != "survived":
+                break
+        return self.report
+
+    def anew(self, tests: list[str]) -> Report:
+        """What is done at import, such as a constant, others have from there: all is imported."""
+        for name in list(sys.modules):
+            if name.partition(".")[0] in ("manualnn", "tests", "benchmarks"):
+                del sys.modules[name]
+        sys.meta_path.insert(0, Finder(self.module, self.tree, self.path))
+        watch = Watch(tests)
+        files = sorted({name.partition("::")[0] for name in tests})
+        code = pytest.main([*OPTIONS, "-x", *files], plugins=[watch])
+        if code != pytest.ExitCode.OK and watch.report.outcome == "survived":
+            watch.report.outcome = "import"
+        return watch.report
+
+
+FORK = multiprocessing.get_context("fork")
+OPTIONS = ("-q", "-s", "--tb=no", "--assert=plain", "-p", "no:cacheprovider")
+
+
+def experiment(
+    module: str, tree: ast.Module, todo: list[Mutant], tests: list[str], workers: int,
+    write: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """In a forked process: plant the fault, run the tests, send what came of it."""
-    path = ROOT / "manualnn" / f"{module}.py"
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # looking for them takes as long as the rest
-    plant()
-    sys.meta_path.insert(0, Finder(module, tree, path))
+    """Give `write` a line of JSON for each mutant."""
+    torch.set_num_threads(1)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # looking for them takes long
     profile = hypothesis.settings(
         derandomize=True, database=None, deadline=None,
         phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
@@ -355,114 +500,12 @@ def child(
     )  # fmt: skip
     hypothesis.settings.register_profile("mutation", profile)
     hypothesis.settings.load_profile("mutation")
-    files = sorted({name.partition("::")[0] for name in chosen})
-    watch = Watch(None if whole else chosen, path)
-    options = ["-x", "-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider"]
-    code = pytest.main([*options, *files], plugins=[watch])
-    if code != pytest.ExitCode.OK and watch.outcome == "survived":
-        watch.outcome = "import"
-    loaded = [n for n in sys.modules if n.split(".")[0] not in OWN] if whole else []
-    connection.send((watch.outcome, watch.by, watch.seconds, watch.called, loaded))
-    connection.close()
-    os._exit(0)
-
-
-OWN = ("manualnn", "tests", "benchmarks", "conftest", "__main__", "__mp_main__")
-FORK = multiprocessing.get_context("fork")
-
-
-@dataclass
-class Running:
-    """A process at work on a mutant, until `end` at the latest."""
-
-    process: Any
-    connection: Connection
-    start: float
-    end: float
-
-    @classmethod
-    def of(
-        cls, module: str, tree: ast.Module, plant: Callable[[], None], chosen: list[str],
-        limit: float, whole: bool = False,
-    ) -> "Running":  # fmt: skip
-        ours, theirs = FORK.Pipe(duplex=False)
-        process = FORK.Process(target=child, args=(module, tree, plant, chosen, whole, theirs))
-        process.start()
-        theirs.close()
-        now = time.perf_counter()
-        return cls(process, ours, now, now + limit)
-
-    def result(self) -> tuple[str, str, dict[str, float], dict[str, list[int]], list[str]]:
-        """What the process sent, or how it ended without."""
-        try:
-            sent = self.connection.recv() if self.connection.poll() else None
-        except EOFError:
-            sent = None
-        late = time.perf_counter() > self.end
-        if sent is None:
-            self.process.kill()
-        self.process.join()
-        return sent or ("time-out" if late else "crash", "", {}, {}, [])
-
-
-class Baseline:
-    """The tests without a fault: they pass, how long each takes, what it calls."""
-
-    def __init__(self, module: str, tree: ast.Module, tests: list[str]) -> None:
-        files = [f"tests/test_{name}.py" for name in tests]
-        for attempt in range(2):  # the second is as fast as those with faults
-            running = Running.of(module, tree, lambda: None, files, 900, whole=True)
-            wait([running.connection], 900)
-            outcome, by, self.seconds, self.called, loaded = running.result()
-            if outcome != "survived":
-                raise SystemExit(f"without a fault: {outcome} {by}")
-            if attempt == 0:
-                for name in loaded:
-                    with contextlib.suppress(Exception):
-                        importlib.import_module(name)
-        torch.set_num_threads(1)
-
-    def tests(self, scope: tuple[int, int]) -> list[str]:
-        """Those that call what lies between these lines, the fastest first; all for (0, 0)."""
-        first, last = scope
-        names = [
-            name for name, lines in self.called.items()
-            if any(first <= line <= last or not last for line in lines)
-        ]  # fmt: skip
-        return sorted(names, key=self.seconds.__getitem__)
-
-    def limit(self, tests: list[str]) -> float:
-        return 10 + 10 * sum(self.seconds[name] for name in tests)
-
-
-def test_faults(
-    module: str, chosen: list[Mutant], tree: ast.Module, baseline: Baseline, workers: int
-) -> Iterator[dict[str, Any]]:
-    """A record for each mutant, as they end."""
-    waiting, running = chosen[::-1], dict[Connection, tuple[Running, Mutant]]()
-    while waiting or running:
-        while waiting and len(running) < workers:
-            mutant = waiting.pop()
-            tests = baseline.tests(mutant.scope)
-            if not tests:
-                yield record(mutant, "survived", "no test calls it", 0)
-                continue
-            one = Running.of(module, tree, mutant.plant, tests, baseline.limit(tests))
-            running[one.connection] = one, mutant
-        soonest = min((one.end for one, _ in running.values()), default=0)
-        ready = wait(list(running), max(0, soonest - time.perf_counter()) + 0.01)
-        for connection, (one, mutant) in list(running.items()):
-            if connection in ready or time.perf_counter() > one.end:
-                del running[connection]
-                outcome, by, *_ = one.result()
-                yield record(mutant, outcome, by, time.perf_counter() - one.start)
-
-
-def record(mutant: Mutant, outcome: str, by: str, seconds: float) -> dict[str, Any]:
-    return {
-        "id": mutant.id, "operator": mutant.operator, "outcome": outcome, "by": by,
-        "seconds": round(seconds, 2),
-    }  # fmt: skip
+    laboratory = Laboratory(module, tree, todo, workers, write)
+    files = [re.sub(r"^\w+", r"tests/test_\g<0>.py", name) for name in tests]
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        pytest.main([*OPTIONS, *files], plugins=[laboratory])
+    if not laboratory.sound:
+        raise SystemExit(f"{output.getvalue()}\nwithout a fault: {laboratory.base}")
 
 
 def summary(module: str, records: list[dict[str, Any]]) -> str:
@@ -476,18 +519,26 @@ def summary(module: str, records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def read(log: Path) -> dict[str, dict[str, Any]]:
+    """The records of a file, of each mutant the last one."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return {record["id"]: record for record in map(json.loads, lines)}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.mutate", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--module", choices=MODULES, action="append")
-    parser.add_argument("--only", help="mutants whose id contains this, as layers.py:54:")
+    parser.add_argument("--only", action="append", help="whose id contains this: layers.py:54:")
     parser.add_argument("--every", type=int, default=1, help="each so many-th mutant: a sample")
-    parser.add_argument("--tests", default=",".join(TESTS), help="names of tests/test_NAME.py")
+    parser.add_argument(
+        "--tests", default=",".join(TESTS), help="NAME or NAME::TEST of tests/test_NAME.py"
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("mutation"), help="a folder for the lines")
-    parser.add_argument("--again", action="store_true", help="try survivors and errors anew")
+    parser.add_argument("--again", action="store_true", help="try survivors anew")
     parser.add_argument("--list", action="store_true", help="only print the mutants")
     options = parser.parse_args(arguments)
     os.chdir(ROOT)
@@ -496,24 +547,23 @@ def main(arguments: list[str] | None = None) -> None:
     for module in options.module or MODULES:
         path = ROOT / "manualnn" / f"{module}.py"
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        planned = [m for m in mutants(tree, path.name) if (options.only or "") in m.id]
+        parts = options.only or [""]
+        planned = [m for m in mutants(tree, path.name) if any(part in m.id for part in parts)]
         planned = planned[:: options.every]
         if options.list:
             print(*(m.id for m in planned), sep="\n")
             continue
         log = options.out / f"{module}.jsonl"
-        lines = log.read_text().splitlines() if log.exists() else []
-        done = {r["id"]: r for r in map(json.loads, lines)}
+        done = read(log)
         todo = [
             m for m in planned
             if m.id not in done or (options.again and done[m.id]["outcome"] == "survived")
         ]  # fmt: skip
         if todo:
-            baseline = Baseline(module, tree, options.tests.split(","))
             with log.open("a") as file:
-                for result in test_faults(module, todo, tree, baseline, options.workers):
-                    print(json.dumps(result), file=file, flush=True)
-                    done[result["id"]] = result
+                write = partial(print, file=file, flush=True)
+                experiment(module, tree, todo, options.tests.split(","), options.workers, write)
+            done = read(log)
         print(summary(module, [done[m.id] for m in planned]))
 
 
