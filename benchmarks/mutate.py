@@ -78,7 +78,11 @@ for _pair in PAIRS:
     _a, _b = _pair.split()
     RENAMED.setdefault(_a, []).append(_b)
     RENAMED.setdefault(_b, []).append(_a)
-COMMUTATIVE = {"add", "mul", "eq", "max", "min", "maximum", "bitwise_xor", "addcmul_", "isinstance"}
+# Whose first two arguments may change places, or may never.
+UNSWAPPED = {
+    "add", "mul", "eq", "max", "min", "maximum", "bitwise_xor", "addcmul_", "transpose",
+    "isinstance",
+}  # fmt: skip
 
 
 @dataclass
@@ -195,7 +199,7 @@ def calls(
         of_module = isinstance(func.value, ast.Name) and func.value.id in ("torch", "math", "self")
         if not of_module and name not in ("empty", "zeros", "ones", "constant"):
             yield "removal", func.value
-    if len(args) > 1 and name not in COMMUTATIVE:
+    if len(args) > 1 and name not in UNSWAPPED:
         first, second, *rest = args
         if ast.dump(first) != ast.dump(second):
             yield "swap", ast.Call(func, [second, first, *rest], keywords)
@@ -537,7 +541,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--tests", default=",".join(TESTS), help="NAME or NAME::TEST of tests/test_NAME.py"
     )
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("mutation"), help="a folder for the lines")
+    parser.add_argument("--out", type=Path, default=Path("build/mutation"), help="a folder")
     parser.add_argument("--again", action="store_true", help="try survivors anew")
     parser.add_argument("--list", action="store_true", help="only print the mutants")
     options = parser.parse_args(arguments)

@@ -440,6 +440,21 @@ def test_a_product(replicas, beta):
     torch.testing.assert_close(again, torch.einsum("rik,rkj->rij", a, b))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1024, 1), (2, 1024, 1), (4, 64, 16)])
+def test_products_of_several_networks_are_each_networks_bit_for_bit(m, k, n, dtype):
+    """Where a batched kernel is known to sum in another order for one; and the workspace is not
+    asked for memory."""
+    a, b = normal(3, m, k, dtype=dtype), normal(3, k, n, seed=1, dtype=dtype)
+    workspace = Workspace(dtype)
+    workspace.begin("test")
+    together = product(a, b, torch.empty(3, m, n, dtype=dtype), workspace)
+    for r in range(3):
+        parts = a[r : r + 1].clone(), b[r : r + 1].clone(), torch.empty(1, m, n, dtype=dtype)
+        assert product(*parts, workspace)[0].equal(together[r])
+    assert workspace._pools == {"test": []}
+
+
 @pytest.mark.parametrize("beta", [0, 1])
 @pytest.mark.parametrize("kind", ["both rounded", "one is low", "transposed"])
 def test_a_product_in_bf16(kind, beta, monkeypatch):
@@ -492,8 +507,9 @@ def test_from_which_size_a_product_is_in_the_low_type():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_convolution_in_bf16_is_near_and_keeps_low_patches(channels, monkeypatch):
-    layer = Conv2d(4, (3, 2), padding=(1, 0))
+@pytest.mark.parametrize("pool", [(1, 1), (3, 2)])
+def test_a_convolution_in_bf16_is_near_and_keeps_low_patches(channels, pool, monkeypatch):
+    layer = Conv2d(4, (3, 2), padding=(1, 0), pool=pool)
     x = normal(2, 3, 6, 5, channels).float()
     params = {"weight": normal(2, 6 * channels, 4).float(), "bias": normal(2, 4).float()}
     found = {}
@@ -563,6 +579,32 @@ def test_pooling_of_equal_numbers_sends_the_gradient_to_the_first(name):
     assert dx.equal(expected) and y.eq(1).all()
 
 
+@pytest.mark.parametrize("name", ["rows left out", "columns left out", "none left out", "apart"])
+def test_pooling_sets_its_gradient_to_0_only_where_pixels_are_left_out(name):
+    layer, shape = (
+        LAYERS[f"max_pool2d, {name}"] if name != "apart" else (MaxPool2d((2, 2), True), 0)
+    )
+    x = normal(2, 2, 2, 3, 2, 2, 4) if name == "apart" else normal(2, 3, *shape)
+    workspace = Nans(torch.float64)
+    workspace.begin("test")
+    y, cache = layer.forward({}, x, workspace)
+    with Made() as made:
+        dx = layer.backward({}, {}, cache, torch.ones_like(y), workspace)
+    assert ("zero_" in made.names) == ("s left" in name)
+    assert dx.isfinite().all() and dx.sum() == y.numel()
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (0, 1), (1, 0)])
+def test_an_image_is_copied_only_to_be_padded(padding):
+    layer, x = Conv2d(2, (2, 2), padding=padding), normal(1, 3, 5, 6, 2)
+    params = {key: normal(1, *size) for key, size in layer.build((5, 6, 2))[1].items()}
+    workspace = Workspace(torch.float64)
+    workspace.begin("test")
+    layer.forward(params, x, workspace)
+    padded = (1, 3, 5 + 2 * padding[0], 6 + 2 * padding[1], 2)
+    assert any(buffer.shape == padded for buffer in workspace._pools["test"]) == any(padding)
+
+
 def test_what_layers_make_of_a_shape():
     assert Linear(5).build((7,)) == ((5,), {"weight": (7, 5), "bias": (5,)})
     with pytest.raises(ValueError, match="too many values"):
@@ -574,6 +616,9 @@ def test_what_layers_make_of_a_shape():
     assert named == {"weight": (2 * 3 * 3, 6), "bias": (6,)}
     assert Conv2d(6, (2, 2), pool=(2, 3)).build((8, 6, 1))[0] == (6, 3, 6)  # of 7 x 5
     assert MaxPool2d((2, 3)).build((5, 7, 4)) == ((2, 2, 4), {})
+    assert Flatten() == Flatten(False) and MaxPool2d((2, 3)) == MaxPool2d((2, 3), False)
+    assert Dropout(0.1) == Dropout(0.1, 0)
+    assert Conv2d(6, (2, 3)) == Conv2d(6, (2, 3), (1, 1), (0, 0), (1, 1))
     assert ReLU().build((2, 3)) == Dropout(0.1).build((2, 3)) == ((2, 3), {})
 
 
@@ -604,6 +649,15 @@ def test_dropout_masks_are_the_hash_by_hand(p):
                 h = hash_by_hand(seed, stream, step, first + b, unit)
                 kept = h >= int(p * 2**32) - 2**31
                 assert found[r, b, unit] == pytest.approx(1 / (1 - p) if kept else 0.0)
+
+
+def test_the_least_number_that_is_kept_is_the_threshold():
+    """p 2^32 of the 2^32 numbers are dropped, those below p 2^32 - 2^31; p is chosen for a unit."""
+    for unit in range(5):
+        h = hash_by_hand(0, 0, 0, 0, unit)
+        p = (h + 2**31) / 2**32
+        assert masks(p, (1, 5))[0, 0, unit] == 1 / (1 - p)
+        assert masks(p + 2**-32, (1, 5))[0, 0, unit] == 0
 
 
 def test_dropout_of_images_counts_the_units_of_a_sample():

@@ -215,7 +215,8 @@ def test_hits_are_counted_for_each_network(classes, rows):
 
 
 def test_one_logit_of_exactly_0_is_class_0():
-    assert decide(torch.tensor([[0.0], [1e-30], [-1e-30]])).tolist() == [0, 1, 0]
+    decided = decide(torch.tensor([[0.0], [1e-30], [-1e-30]]))
+    assert decided.tolist() == [0, 1, 0] and decided.dtype == torch.int64
 
 
 def test_how_many_outputs_a_loss_needs():

@@ -231,16 +231,18 @@ def test_a_step_works_in_the_memory_it_has():
 
 
 class Made(TorchDispatchMode):
-    """Notes how many numbers each tensor has that an operation makes, in new memory."""
+    """Notes the names of operations, and how many numbers each tensor has that one makes in new
+    memory."""
 
     def __enter__(self):
-        self.sizes = []
+        self.sizes, self.names = [], []
         return super().__enter__()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = [*args, *(kwargs or {}).values()]
         known = {a.untyped_storage().data_ptr() for a in given if isinstance(a, torch.Tensor)}
         out = func(*args, **(kwargs or {}))
+        self.names.append(func.overloadpacket.__name__)
         if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in known:
             self.sizes.append(out.numel())
         return out
