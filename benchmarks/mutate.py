@@ -30,6 +30,7 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
 import sys
 import threading
 import time
@@ -325,10 +326,11 @@ class Report:
 
 
 class Watch:
-    """A plugin of pytest that runs the tests `chosen`, in that order, until one fails."""
+    """A plugin of pytest that runs the tests `chosen` in that order. `seconds` are what each takes
+    without a fault: with ten times that, and ten more, SIGALRM ends the process."""
 
-    def __init__(self, chosen: list[str] | None = None) -> None:
-        self.chosen, self.report = chosen, Report()
+    def __init__(self, chosen: list[str] | None = None, seconds: dict[str, float] | None = None):
+        self.chosen, self.seconds, self.report = chosen, seconds, Report()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         if self.chosen is not None:
@@ -343,7 +345,9 @@ class Watch:
         if report.failed and self.report.outcome == "survived":
             self.report.outcome, self.report.by = "test", report.nodeid
 
-    def pytest_runtest_setup(self) -> None:
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if self.seconds is not None:
+            signal.alarm(int(10 + 10 * self.seconds[item.nodeid]))
         torch.manual_seed(0)  # of tests that draw without a generator, in any order
 
 
@@ -361,6 +365,7 @@ class Laboratory(Watch):
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.items = {i.nodeid: i for i in session.items if i.originalname not in LEFT_OUT}
         self.base = self.measure()
+        self.seconds = self.base.seconds
         gc.collect()
         gc.freeze()  # processes share what is there now
         # The two ways to plant a fault, without one: what fails then proves nothing.
@@ -382,25 +387,20 @@ class Laboratory(Watch):
     def results(self, todo: list[Mutant]) -> Iterator[tuple[Mutant, str, str, float]]:
         """(mutant, outcome, by, seconds), as they end."""
         waiting = todo[::-1]
-        running: dict[Connection, tuple[Any, float, float, Mutant]] = {}
+        running: dict[Connection, tuple[Any, float, Mutant]] = {}
         while waiting or running:
             while waiting and len(running) < self.workers:
                 mutant = waiting.pop()
-                tests = self.tests(mutant.scope)
-                connection, process = self.start(self.with_fault, mutant, tests)
-                now = time.perf_counter()
-                limit = 10 + 10 * sum(self.base.seconds[name] for name in tests)
-                running[connection] = process, now, now + limit, mutant
-            soonest = min(end for _, _, end, _ in running.values())
-            ready = wait(list(running), max(0, soonest - time.perf_counter()) + 0.01)
-            for connection, (process, start, end, mutant) in list(running.items()):
-                now = time.perf_counter()
-                if connection in ready or now > end:
-                    del running[connection]
-                    report = self.finish(connection, process, now > end)
-                    yield mutant, report.outcome, report.by, now - start
+                start = time.perf_counter()
+                connection, process = self.start(mutant)
+                running[connection] = process, start, mutant
+            for connection in wait(list(running)):
+                process, start, mutant = running.pop(connection)  # type: ignore[index]
+                report = self.finish(connection, process)  # type: ignore[arg-type]
+                yield mutant, report.outcome, report.by, time.perf_counter() - start
 
-    def start(self, work: Callable[..., Report], *arguments: Any) -> tuple[Connection, Any]:
+    def start(self, mutant: Mutant) -> tuple[Connection, Any]:
+        """A process that will send what comes of a mutant."""
         ours, theirs = FORK.Pipe(duplex=False)
 
         def run() -> None:
@@ -408,7 +408,7 @@ class Laboratory(Watch):
             os.dup2(quiet, 1)
             os.dup2(quiet, 2)
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-            theirs.send(work(*arguments))
+            theirs.send(self.with_fault(mutant, self.tests(mutant.scope)))
             theirs.close()
             os._exit(0)
 
@@ -417,14 +417,14 @@ class Laboratory(Watch):
         theirs.close()
         return ours, process
 
-    def finish(self, connection: Connection, process: Any, late: bool) -> Report:
+    def finish(self, connection: Connection, process: Any) -> Report:
         """What a process sent, or how it ended without."""
-        report = Report("time-out" if late else "crash")
         with contextlib.suppress(EOFError):
-            report = connection.recv() if connection.poll() else report
-        process.kill()
+            report: Report = connection.recv()
+            process.join()
+            return report
         process.join()
-        return report
+        return Report("time-out" if process.exitcode == -signal.SIGALRM else "crash")
 
     def measure(self) -> Report:
         for _ in range(2):  # the second time nothing is imported any more
@@ -478,7 +478,7 @@ class Laboratory(Watch):
             if name.partition(".")[0] in ("manualnn", "tests", "benchmarks"):
                 del sys.modules[name]
         sys.meta_path.insert(0, Finder(self.module, self.tree, self.path))
-        watch = Watch(tests)
+        watch = Watch(tests, self.seconds)
         files = sorted({name.partition("::")[0] for name in tests})
         code = pytest.main([*OPTIONS, "-x", *files], plugins=[watch])
         if code != pytest.ExitCode.OK and watch.report.outcome == "survived":

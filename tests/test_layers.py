@@ -742,6 +742,16 @@ def test_what_is_built():
         Flatten(False),
         ReLU(),
     ]
+    conv = ["conv2d", 1, 2]
+    assert build_layers([conv, ["flatten"], ["flatten"]], (1, 2, 2), 9)[2:] == [
+        Flatten(True),
+        Flatten(False),
+    ]
+    assert build_layers([conv, ["linear", 3], ["flatten"]], (1, 3, 3), 9)[2:] == [
+        Flatten(True),
+        Linear(3),
+        Flatten(False),
+    ]
     pools = build_layers([["max_pool2d", (2, 2)], ["max_pool2d", 2], ["linear", 2]], (3, 4, 4), 2)
     assert pools == [ChannelsLast(), MaxPool2d((2, 2)), MaxPool2d((2, 2)), Flatten(True), Linear(2)]
     assert build_layers([["linear", 3]], (4, 5), 2) == [Flatten(False), Linear(3)]

@@ -146,6 +146,16 @@ def test_a_loss_in_steady_state_makes_nothing_and_changes_no_input(name, replica
     assert all(a.equal(b) for a, b in zip(*results, strict=True))
 
 
+def test_smoothing_costs_an_operation_only_where_there_is_some():
+    logits, targets = sample("squared_error")
+    workspace = Workspace(torch.float64)
+    workspace.begin("test")
+    for smoothing in (0.0, 0.1):
+        with Made() as made:
+            LOSSES["squared_error"].gradient(logits, targets, workspace, smoothing)
+        assert ("sub_" in made.names) == (smoothing > 0)
+
+
 def test_losses_by_hand():
     """Two samples of two classes with z = (0, log 3), so that p = (1/4, 3/4); targets 1 and 0."""
     z = torch.tensor([[[0.0, 3.0], [0.0, 3.0]]], dtype=torch.float64).clamp(min=1).log()

@@ -193,6 +193,17 @@ def test_adams_second_moment_is_never_0(dtype, beta2):
     assert theta.eq(1).all()
 
 
+def test_what_changes_with_the_step_stays_in_its_place():
+    """A recorded step reads it there; and only AdamW has memory for the decay."""
+    theta, rate = given()[0], column([0.1] * R)
+    adam = Adam(theta)
+    places = [t.data_ptr() for t in (adam._slope, adam._floor)]
+    assert all(places) and adam._decayed is None
+    for t in (1, 2):
+        adam.prepare(rate, t)
+        assert [t.data_ptr() for t in (adam._slope, adam._floor)] == places
+
+
 @pytest.mark.parametrize("decay", [None, 0.1])
 def test_a_rate_of_0_leaves_theta_alone_in_a_population(decay):
     """And its neighbour moves as torch's does."""
