@@ -177,11 +177,9 @@ def variants(node: ast.AST, parent: ast.AST) -> Iterator[tuple[str, ast.AST | No
         case ast.Raise():
             yield "deletion", None
     if isinstance(node, ast.If | ast.IfExp | ast.While):
-        for value in (True, False)[isinstance(node, ast.While) :]:
-            yield (
-                "condition",
-                type(node)(**{**dict(ast.iter_fields(node)), "test": ast.Constant(value)}),
-            )
+        for value in (False,) if isinstance(node, ast.While) else (True, False):
+            fields = {**dict(ast.iter_fields(node)), "test": ast.Constant(value)}
+            yield "condition", type(node)(**fields)
 
 
 def calls(

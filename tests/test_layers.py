@@ -400,10 +400,12 @@ def test_a_step_may_go_into_the_parameters_themselves(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_of_several_networks_is_each_networks_bit_for_bit(name):
     layer, params, grads, x, _ = of_layer(name, batch=33)
-    workspace = Nans(torch.float64)
+    workspace, made = Nans(torch.float64), Workspace(torch.float64)
+    made.begin("aligned as a training's")
+    x = made.empty(x.shape).copy_(x)
     begin(workspace)
     y, cache = layer.forward(params, x, workspace)
-    dy = normal(*y.shape, seed=4)
+    dy = made.empty(y.shape).copy_(normal(*y.shape, seed=4))
     dx = layer.backward(params, grads, cache, dy, workspace)
     together = [t.clone() for t in (y, dx, *grads.values())]
     for r in range(3):
@@ -429,12 +431,6 @@ def test_a_product(replicas, beta):
     expected = torch.einsum("rik,rkj->rij", a, b) + (out if beta else 0)
     assert product(a, b, out, Workspace(torch.float64), beta) is out
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-    single = torch.zeros(1, 4, 5, dtype=torch.float64)
-    for r in range(replicas):
-        single.copy_(out[r : r + 1] * 0)
-        product(a[r : r + 1], b[r : r + 1], single, Workspace(torch.float64))
-        if not beta:
-            assert single[0].equal(out[r])
     again = torch.full_like(out, torch.nan)
     product(a, b, again, Workspace(torch.float64))  # beta is 0 unless given
     torch.testing.assert_close(again, torch.einsum("rik,rkj->rij", a, b))
@@ -458,7 +454,7 @@ def test_products_of_several_networks_are_each_networks_bit_for_bit(m, k, n, dty
 @pytest.mark.parametrize("beta", [0, 1])
 @pytest.mark.parametrize("kind", ["both rounded", "one is low", "transposed"])
 def test_a_product_in_bf16(kind, beta, monkeypatch):
-    """Factors and product are rounded, sums are not; what stood in out keeps its bits."""
+    """Factors and product are rounded, the sum with what stood in out is not."""
     monkeypatch.setattr(module, "LOW_FROM", 1)
     low = torch.bfloat16
     a, b = normal(2, 4, 9, seed=1).float(), normal(2, 9, 5, seed=2).float()
@@ -475,8 +471,8 @@ def test_a_product_in_bf16(kind, beta, monkeypatch):
     workspace.begin("test")
     assert product(a, b, out, workspace, beta) is out and out.dtype == torch.float32
     torch.testing.assert_close(out, expected, rtol=2**-7, atol=2**-7)
-    if kind == "both rounded":
-        assert out.equal(expected)
+    if not beta:
+        assert out.equal(out.to(low).float())
 
 
 def test_rounding_keeps_the_order_in_memory():
@@ -526,7 +522,7 @@ def test_a_convolution_in_bf16_is_near_and_keeps_low_patches(channels, pool, mon
     assert set(found) == {torch.float32, torch.bfloat16}
     for a, b in zip(*found.values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.2)
-        assert not a.equal(b) or a.shape == (2, 4)
+        assert not a.equal(b) or a.shape == (2, 4)  # the biases' product is too small
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -537,8 +533,7 @@ def test_a_product_on_a_gpu():
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (3, 2)])
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_torchs_order_of_a_convolutions_weights_and_back(kernel, replicas):
+def test_torchs_order_of_a_convolutions_weights_and_back(kernel):
     layer, (kh, kw), channels = Conv2d(4, kernel), kernel, 3
     weight = normal(kh * kw * channels, 4)
     theirs = layer.to_torch(weight)
@@ -581,10 +576,11 @@ def test_pooling_of_equal_numbers_sends_the_gradient_to_the_first(name):
 
 @pytest.mark.parametrize("name", ["rows left out", "columns left out", "none left out", "apart"])
 def test_pooling_sets_its_gradient_to_0_only_where_pixels_are_left_out(name):
-    layer, shape = (
-        LAYERS[f"max_pool2d, {name}"] if name != "apart" else (MaxPool2d((2, 2), True), 0)
-    )
-    x = normal(2, 2, 2, 3, 2, 2, 4) if name == "apart" else normal(2, 3, *shape)
+    if name == "apart":  # as a convolution before it makes x, (R, ph, pw, B, H, W, C)
+        layer, x = MaxPool2d((2, 2), True), normal(2, 2, 2, 3, 5, 5, 4)
+    else:
+        layer, shape = LAYERS[f"max_pool2d, {name}"]
+        x = normal(2, 3, *shape)
     workspace = Nans(torch.float64)
     workspace.begin("test")
     y, cache = layer.forward({}, x, workspace)
