@@ -526,10 +526,11 @@ def test_a_convolution_in_bf16_is_near_and_keeps_low_patches(channels, pool, mon
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_product_on_a_gpu():
+@pytest.mark.parametrize("beta", [0, 1])
+def test_a_product_on_a_gpu(beta):
     a, b, out = normal(3, 4, 9, seed=1), normal(3, 9, 5, seed=2), normal(3, 4, 5, seed=3)
-    found = product(a.cuda(), b.cuda(), out.cuda(), Workspace(torch.float64, "cuda"), 1)
-    torch.testing.assert_close(found.cpu(), out + a @ b, rtol=1e-12, atol=1e-12)
+    found = product(a.cuda(), b.cuda(), out.cuda(), Workspace(torch.float64, "cuda"), beta)
+    torch.testing.assert_close(found.cpu(), beta * out + a @ b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (3, 2)])
