@@ -6,6 +6,7 @@ recorded once for each batch size and then played.
 Shapes: R replicas, B samples of a batch, N samples of the training part, P parameters.
 """
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -128,7 +129,10 @@ class Batch:
         self.data = data
         with torch.inference_mode(False):
             self.index = index.new_empty(index.shape)
-            self.x = data.train.x.new_empty((*index.shape, *data.shape))
+            # Each replica's starts aligned, as products of one column choose their order by it.
+            numbers = index.shape[1] * math.prod(data.shape)
+            room = data.train.x.new_empty(len(index), -(-numbers // 32) * 32)
+            self.x = room[:, :numbers].view(*index.shape, *data.shape)
             rows = max(len(index), len(data.train.targets))
             self.y = data.train.y.new_empty((rows, index.shape[1]))
         workspace = Workspace(network.theta.dtype, network.theta.device)

@@ -298,7 +298,7 @@ def test_a_config_is_read_back_as_it_was(tree):
         unique_by=lambda column: column[0],
     ),
     batch=st.sampled_from([7, 32]),
-    width=st.integers(2, 20),  # a product with one column depends on where x of a replica begins
+    width=st.integers(1, 20),
     precision=st.sampled_from(["fp32", "fp64"]),
 )
 def test_a_population_equals_its_networks_alone(optimizer, columns, batch, width, precision):
