@@ -49,16 +49,23 @@ class Saver:
 
 
 def read(folder: Path) -> tuple[Path, Any] | None:
-    """The last checkpoint in a folder, and its path; where that is damaged, the one before.
+    """The last checkpoint in a folder, and its path; where that is damaged, the one before, and it
+    is removed, so that it does not take that one's place.
 
     None where there is none; InputError where none can be read.
     """
     paths = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
+    damaged = None
     for path in paths:
         try:
-            return path, read_tensors(path, "checkpoint")
+            state = read_tensors(path, "checkpoint")
         except InputError as error:
             if path == paths[-1]:
                 raise
             print(f"note: {error}; the one before it, {PREVIOUS}, is used", file=sys.stderr)
+            damaged = path
+        else:
+            if damaged:
+                damaged.unlink()
+            return path, state
     return None

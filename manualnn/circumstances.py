@@ -15,8 +15,9 @@ from .data import Dataset
 from .files import PACKAGE, package_version
 
 
-def circumstances(config: Config, dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    """As metrics.json records them; equal ones give equal numbers, to the bit."""
+def circumstances(config: Config, data: list[str], device: torch.device) -> dict[str, Any]:
+    """As metrics.json records them; equal ones give equal numbers, to the bit. `data` are the
+    digests of the data sets, in the order of their use."""
     cuda = device.type == "cuda"
     versions = {
         "manualnn": package_version(),
@@ -31,7 +32,7 @@ def circumstances(config: Config, dataset: Dataset, device: torch.device) -> dic
         "commit": _commit(),
         "config": config.name,
         "config_sha256": digest(config),
-        "data_sha256": data_digest(dataset),
+        "data_sha256": data,
     }
 
 

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -211,7 +211,7 @@ def random_labels(
     if not quiet:
         what = ", ".join(off) or "none was on"
         print(f"regularisation and augmentation are off ({what})", file=sys.stderr)
-    followed = [(run.folder, _follow(run, quiet)) for run in runs]
+    followed = [(run.folder, _follow(run, quiet, folder)) for run in runs]
     result = memorise.summarise(folder, [path for path, _ in followed])
     if json_:
         from .experiment import to_json
@@ -417,7 +417,7 @@ def sweep(
         print(f"{run.folder}: {', '.join(written)}")
     if retrain:
         best = sweeping.retrain(run.folder, gridded, range(retrain), device, resume)
-        metrics = _follow(best, quiet)
+        metrics = _follow(best, quiet, run.folder)
         predictions = sweeping.write_predictions(best.folder, best.config.data, device)
         result |= {"retrained": metrics | {"out": str(best.folder)}}
         if not json_:
@@ -816,9 +816,10 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _follow(run: "Run", quiet: bool) -> dict[str, Any]:
+def _follow(run: "Run", quiet: bool, out: Path | None = None) -> dict[str, Any]:
     """Iterate over a run's training, with a bar on a terminal or a line per epoch in a pipe; its
-    metrics. Exits with 130 where it is interrupted."""
+    metrics. Exits with 130 where it is interrupted. `out` is the folder that was or can be given as
+    --out, where it is not the run's own."""
     if run.metrics is not None:
         print(f"{run.folder}: already finished", file=sys.stderr)
         return run.metrics
@@ -850,11 +851,12 @@ def _follow(run: "Run", quiet: bool) -> dict[str, Any]:
     except KeyboardInterrupt:
         run.stopped = True
     if run.stopped:
-        which = f" of part {run.number + 1}" if len(run.populations) > 1 else ""
-        kept = f"{run.folder} holds {run.saved}{which}"
-        how = f"go on with the same options and --resume --out {run.folder}"
-        print(f"interrupted: {kept}; {how}", file=sys.stderr)
+        how = f"go on with the same options and --resume --out {out or run.folder}"
+        print(f"interrupted: {run.folder} holds {run.saved}; {how}", file=sys.stderr)
         raise typer.Exit(128 + (received or [signal.SIGINT])[0])
+    if received:  # while it was finished; what would come next must not begin
+        print(f"{run.folder}: finished, then stopped by the signal", file=sys.stderr)
+        raise typer.Exit(128 + received[0])
     assert run.metrics is not None
     return run.metrics
 
@@ -868,8 +870,11 @@ def _stopped_by_signals(run: "Run", received: list[int]) -> Iterator[None]:
         if run.stopping:
             raise KeyboardInterrupt
         run.stop()
-        with suppress(OSError):  # not print, which a signal must not enter twice
+        try:  # not print, which a signal must not enter twice
             os.write(2, b"stopping as soon as all is saved; the next signal stops at once\n")
+        except OSError:  # the terminal is gone
+            for stream in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]

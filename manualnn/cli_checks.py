@@ -102,8 +102,10 @@ def reproduce(
         print(f"history  {'equal to the bit' if found.history else 'differs'}")
         if found.weights is not None:
             print(f"weights  {'equal to the bit' if found.weights else 'differ'}")
-        if not found.equal:
-            accuracy, loss = found.accuracy_difference, found.loss_difference
+        accuracy, loss = found.accuracy_difference, found.loss_difference
+        if accuracy == float("inf"):
+            print("history.csv has other rows")
+        elif not found.equal:
             print(f"accuracies differ by at most {100 * accuracy:.2f} points, losses by {loss:.2g}")
         for name, (before, now) in found.changed.items():
             print(f"{name} was {before}, is {now}")

@@ -177,12 +177,13 @@ def newest_run(name: str = "", file: str = "config.toml") -> Path | None:
 def runs_called(name: str, file: str) -> list[Path]:
     """The folders under `runs/` called `NAME`, `NAME-2` and so on (all where `name` is empty) that
     have `file`, the one with the newest first."""
-    found = [
-        path
-        for path in RUNS.glob(f"*/{file}")
-        if not name or path.parent.name == name or _is_numbered(path.parent.name, name)
+    paths = sorted(RUNS.glob(f"*/{file}"), key=lambda path: -path.stat().st_mtime_ns)
+    folders = [RUNS / path.relative_to(RUNS).parts[0] for path in paths]
+    return [
+        folder
+        for folder in dict.fromkeys(folders)
+        if not name or folder.name == name or _is_numbered(folder.name, name)
     ]
-    return [path.parent for path in sorted(found, key=lambda path: -path.stat().st_mtime_ns)]
 
 
 def _is_numbered(folder: str, name: str) -> bool:

@@ -18,7 +18,7 @@ import torch
 from . import checkpoint, plots
 from . import config as configs
 from .checkpoint import LAST, PREVIOUS
-from .circumstances import circumstances, digest
+from .circumstances import circumstances, data_digest, digest
 from .config import Config, Population, load_config, parse_config
 from .data import Dataset, Prepared, load, load_source, prepare, relabel
 from .data.sources import check_labels
@@ -169,6 +169,7 @@ class Run:
         self.config, self.train_plot = config, train_plot
         self.metrics: dict[str, Any] | None = None
         self.stopping = self.stopped = False
+        self._digest = digest(config)
         self.folder = out or new_folder(config.name, resume)
         held = _holds_run(self.folder)
         if held and not resume:
@@ -186,11 +187,13 @@ class Run:
         self.notes: list[dict[str, Any]] = []
         self.seconds, self.samples = 0.0, 0
         self.sizes: list[list[int]] = []  # of each population the numbers of networks at once
+        self.data_digests: list[str] = []
+        self._digested: Dataset | None = None
         state = None
         if held:
             with writing(f"--out {self.folder}"):
                 self._lock()
-            state = self._restore()
+                state = self._restore()
         self.populations = self.config.populations()
         self._data: dict[str, Data] = {}
         if not self.sizes:  # all must be possible before one is trained
@@ -203,6 +206,8 @@ class Run:
         self._begin()
         if state is not None:
             self._resume(state)
+            self.saved = self._position()
+        made = out is None or not out.exists()
         with writing(f"--out {self.folder}"):
             if not held:
                 self._claim(out)
@@ -210,9 +215,9 @@ class Run:
                 write_text(self.folder / "config.toml", self.config.to_toml())
             except OSError:
                 self._held.release()
-                if not held:
-                    with suppress(OSError):
-                        (self.folder / LOCK).unlink()
+                with suppress(OSError):
+                    (self.folder / LOCK).unlink()
+                    if made:
                         self.folder.rmdir()
                 raise
 
@@ -284,12 +289,9 @@ class Run:
         """Have a checkpoint written, and then the history, if asked for."""
         training = self.training
         state = {name: getattr(self, name) for name in _BEFORE} | {"name": self.config.name}
-        state |= {"config": digest(self.config), "training": training.state()}
-        state["finished"] = [asdict(record) for record in self.finished]
-        records = self.records if history else None
-        where, steps = f"epoch {training.epoch}", training.epoch_step
-        if steps:
-            where += f" and {steps} step{'s' * (steps > 1)} of the next"
+        state |= {"config": self._digest, "training": training.state()}
+        state["finished"] = [vars(record) for record in self.finished]
+        records, where = self.records if history else None, self._position()
 
         def then() -> None:
             self.saved = where
@@ -297,10 +299,19 @@ class Run:
                 write_history(self.folder / "history.csv", records)
             if not (self.folder / "config.toml").exists():
                 print(f"note: {self.folder} was removed; it is made again", file=sys.stderr)
+                self._held = lock(self.folder)
                 write_text(self.folder / "config.toml", self.config.to_toml())
 
         self._saver.save(state, then)
         self._saved_step = training.step_number
+
+    def _position(self) -> str:
+        """How far the training is."""
+        epoch, steps = self.training.epoch, self.training.epoch_step
+        where = f"epoch {epoch}"
+        if steps:
+            where += f" and {steps} step{'s' * (steps > 1)} of the next"
+        return where + (f" of part {self.number + 1}" if len(self.populations) > 1 else "")
 
     def _save_epoch(self) -> None:
         """After an epoch: the checkpoint, the history, and pictures that are asked for."""
@@ -312,7 +323,8 @@ class Run:
     def _lock(self) -> None:
         """Make the folder this process's own, and clean it of what a killed one left behind."""
         self._held = lock(self.folder)
-        remove_temporary(self.folder)
+        for folder in (self.folder, self.folder / "weights"):
+            remove_temporary(folder)
 
     def _claim(self, out: Path | None) -> None:
         """Lock a folder for a new run: `out`, or one of the default name that nobody was faster to
@@ -334,8 +346,9 @@ class Run:
         if found is None:
             return None
         path, state = found
+        self._restored = path
         try:
-            if state["config"] != digest(self.config):
+            if state["config"] != self._digest:
                 raise InputError(f"{path}: is of another config than config.toml beside it")
             for name in _BEFORE:
                 setattr(self, name, state[name])
@@ -353,9 +366,9 @@ class Run:
             raise self._unfit(error) from None
 
     def _unfit(self, error: Exception) -> InputError:
-        path = self.folder / LAST
         return InputError(
-            f"{path}: of another version or config ({type(error).__name__}); remove the folder"
+            f"{self._restored}: of another version or config ({type(error).__name__}); remove the"
+            " folder"
         )
 
     def _end_population(self) -> None:
@@ -402,10 +415,18 @@ class Run:
                 {"layers": layers, **weights_meta(training, self.dataset, population, r)},
                 r,
             )
+        self.note_data()
         self.finished += training.records
         self.seconds += training.seconds
         self.samples += training.epoch_samples * len(training.replicas) * training.epoch
         self.number += 1
+
+    def note_data(self) -> None:
+        """Put the current data set's digest into the list, unless it is there."""
+        if self._digested is not self.dataset:
+            self._digested, found = self.dataset, data_digest(self.dataset)
+            if found not in self.data_digests:
+                self.data_digests.append(found)
 
     def _weights_path(self, row: dict[str, Any]) -> Path:
         if not self.several:
@@ -422,7 +443,7 @@ class Run:
             "seconds": self.seconds,
             "samples_per_second": self.samples / self.seconds if self.seconds else None,
             "diagnoses": self.notes,
-            **circumstances(self.config, self.dataset, self.device),
+            **circumstances(self.config, self.data_digests, self.device),
         }
         self._draw_curves()
         if self.train_plot:
@@ -436,7 +457,8 @@ class Run:
         )
         write_text(self.folder / "metrics.json", to_json(self.metrics))
         for name in (PREVIOUS, LOCK):  # nobody trains in the folder of a finished run
-            (self.folder / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.folder / name).unlink()
 
     def _draw_curves(self) -> None:
         members = self.config.members()
@@ -468,7 +490,7 @@ class Run:
 
 
 _SHARED = ("parameters", "train_samples", "classes", "test_classes", "outputs")
-_BEFORE = ("number", "runs", "notes", "seconds", "samples", "sizes")
+_BEFORE = ("number", "runs", "notes", "seconds", "samples", "sizes", "data_digests")
 _SPLIT = ("source", "train_samples", "valid", "stratify", "seed", "labels", "test_labels")
 
 
@@ -640,7 +662,10 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read_metrics(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(metrics, dict) or "test_accuracy" not in metrics:
+            raise ValueError("no metrics")
+        return metrics
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -92,8 +92,8 @@ def _sync(folder: Path) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what a killed process was writing in a folder that no other process writes to."""
-    for path in folder.rglob(f"{TEMPORARY}*"):
+    """Remove what a killed process was writing to a folder, which no other process writes to."""
+    for path in folder.glob(f"{TEMPORARY}*"):
         with suppress(OSError):
             path.unlink()
 
@@ -104,12 +104,12 @@ def lock(folder: Path) -> FileLock:
     Raises InputError where another process has it, OSError where it cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    held = FileLock(folder / LOCK, timeout=0)
+    held = FileLock(folder / LOCK, timeout=0, thread_local=False)
     try:
         held.acquire()
     except Timeout:
         raise InputError(
-            f"{folder}: another process trains there; wait until it ends, or give another --out"
+            f"{folder}: another run trains there; wait until it ends, or give another --out"
         ) from None
     except NotImplementedError:
         print(f"note: {folder}: its file system has no locks", file=sys.stderr)

@@ -16,7 +16,7 @@ from .config import Config, load_config, parse_config, put
 from .data import load
 from .diagnosis import guess_loss as guess_of
 from .errors import InputError
-from .evaluation import choose_device
+from .evaluation import choose_device, newest_run
 from .experiment import Run, build, new_folder, to_json
 from .files import write_text
 from .results import read_run
@@ -143,7 +143,8 @@ def runs(
         if classes != labels:
             own = f"2, or {classes}" if classes > 2 else "2"
             raise InputError(f"--labels {labels}: use {own}, the classes of {settings.name}")
-    folder = out or new_folder(config.name, resume)
+    began = newest_run(config.name, "samples-*/config.toml") if resume and samples[1:] else None
+    folder = out or began or new_folder(config.name, resume and not samples[1:])
     if len(samples) <= 1:
         only = _with_samples(config, samples[0]) if samples else config
         return folder, iter([Run(only, folder, device, resume)])

@@ -45,9 +45,7 @@ class Reproduced:
         return self.equal or (bool(self.changed) and self.accuracy_difference <= CLOSE)
 
 
-def reproduce(
-    run: Path, out: Path | None = None, epochs: int | None = None, quiet: bool = True
-) -> Reproduced:
+def reproduce(run: Path, out: Path | None = None, epochs: int | None = None) -> Reproduced:
     """Train the config of a finished run again, on the device and with the number of threads that
     it had, into `out` (default a temporary folder), and compare.
 
@@ -64,11 +62,13 @@ def reproduce(
             folder = out or Path(temporary) / run.resolve().name
             again = Run(config, folder, device)
             for event in again.train():
-                if isinstance(event, list) and again.training.epoch == epochs:
+                reached = again.training.epoch == epochs
+                if isinstance(event, list) and reached and not again.training.finished:
                     break
-            now = circumstances(again.config, again.dataset, again.device)
             if again.metrics is None:
+                again.note_data()
                 write_history(folder / "history.csv", again.records)
+            now = circumstances(again.config, again.data_digests, again.device)
             return _compare(run, folder, metrics, now, again.metrics is not None)
     finally:
         torch.set_num_threads(threads)
@@ -78,8 +78,10 @@ def _metrics(run: Path) -> dict[str, Any]:
     try:
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         for name, kind in (("threads", int), ("device", str), ("config", str)):
-            if not isinstance(metrics[name], kind):
+            if type(metrics[name]) is not kind or not metrics[name]:
                 raise TypeError(name)
+        if metrics["threads"] < 1:
+            raise ValueError("threads")
         return metrics
     except FileNotFoundError:
         raise InputError(f"{run}: holds no finished run: there is no metrics.json") from None
@@ -95,6 +97,8 @@ def _compare(
         for name in CIRCUMSTANCES
         if name in before and before[name] != now[name]
     }
+    if not finished and now["data_sha256"] == (before.get("data_sha256") or [])[:1]:
+        changed.pop("data_sha256", None)  # of the others nothing was read
     ours, theirs = _history(folder), _history(run)
     if not finished:  # of several populations the first
         theirs = {key: row for key, row in theirs.items() if key in ours}
@@ -107,7 +111,7 @@ def _compare(
                 differences[kind] = max(differences[kind], difference)  # nan is no maximum
     weights = None
     if finished:
-        paths = [path.relative_to(run) for path in run.rglob("*.pkl")]
+        paths = [path.relative_to(folder) for path in folder.rglob("*.pkl")]
         weights = all(_same(run / path, folder / path) for path in paths)
     return Reproduced(
         folder,
@@ -132,7 +136,7 @@ def _history(folder: Path) -> dict[tuple[str, str, int], dict[str, str]]:
 
 def _same(path: Path, other: Path) -> bool:
     """Whether two weights files hold the same numbers."""
-    if not other.exists():
+    if not path.exists():
         return False
     ours, theirs = (read_tensors(each, "weights file") for each in (path, other))
     tensors = [

@@ -217,13 +217,13 @@ class Training:
             "theta": self.network.theta,
             "strides": self._strides(),
             "optimizer": {
-                name: torch.cat([shard.optimizer.state[name] for shard in self.shards])
+                name: _joined([shard.optimizer.state[name] for shard in self.shards])
                 for name in self.shards[0].optimizer.state
             },
             "kept": self.kept,
             "tally": self._tally(),
             "progress": {name: getattr(self, name) for name in _PROGRESS},
-            "records": [asdict(record) for record in self.records],
+            "records": [vars(record) for record in self.records],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -247,7 +247,7 @@ class Training:
         joined = dict(states[0])
         for name, dim in (("totals", 1), ("logits", 0), ("y", 0)):
             if name in joined:
-                joined[name] = torch.cat([state[name] for state in states], dim)
+                joined[name] = _joined([state[name] for state in states], dim)
         return joined
 
     def _strides(self) -> list[list[int]]:
@@ -455,7 +455,7 @@ def _first_product(
 def most_at_once(network: Network, settings: Train, samples: int) -> int:
     """How many networks like this one may train together in half of the memory that is free."""
     state = 1 if settings.optimizer.name == "sgd" else 3
-    rows = 3 + state  # parameters, those kept, gradient
+    rows = 2 * (3 + state)  # parameters, those kept, gradient; and a checkpoint's copy of them
     # Forward, backward, and what they round to; or a chunk of an evaluation.
     batch = max(4 * min(settings.batch_size, samples), network.chunk // 8) * network.activations
     numbers = rows * network.layout.width + batch + 2 * samples  # and their order
@@ -478,6 +478,11 @@ def free_memory(device: torch.device) -> int:
         used -= int(stat.get("inactive_file", 0))  # a cache that gives way
         found.append(int((group / "memory.max").read_text()) - used)
     return max(0, min(found))
+
+
+def _joined(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    """One after another; of one no copy, which a large network has no room for."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 def _of_replicas(samples: Samples, part: slice) -> Samples:

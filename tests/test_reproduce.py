@@ -57,6 +57,30 @@ def test_what_does_not_agree_is_told(run, finished):
     assert not found.agrees and found.accuracy_difference == pytest.approx(float(row[-1]))
 
 
+def test_weights_are_those_of_the_run(run, finished):
+    """Not of others that lie in its folder; and one that is missing is not the same."""
+    assert run("reproduce", finished, "--out", "first/again")[0] == 0
+    assert run("reproduce", finished)[0] == 0
+    Path("first/weights/mnist-mlp-2.pkl").unlink()
+    code, out, _ = run("reproduce", finished)
+    assert code == 1 and "weights  differ" in out
+
+
+def test_several_data_sets(run, folder):
+    config = Path("several.toml")
+    config.write_text(
+        f'[data]\nname = "mnist"\ndir = "{folder}"\nvalid = 60\n[train]\nepochs = 2\n'
+        '[model]\nlayers = [["linear", "classes"]]\n'
+        '[[run]]\nlabel = "given"\n[[run]]\nlabel = "parity"\ndata.labels = "parity"\n'
+    )
+    assert run("train", config, "--out", "run", "--device", "cpu")[0] == 0
+    assert len(json.loads(Path("run/metrics.json").read_text())["data_sha256"]) == 2
+    for options in ([], ["--epochs", "1"]):
+        code, out, _ = run("reproduce", "run", *options)
+        assert code == 0 and "agree to the bit" in out and "data_sha256" not in out
+    assert json.loads(run("reproduce", "run", "--epochs", "1", "--json")[1])["epochs"] == 1
+
+
 def test_the_threads_of_the_run_are_used(finished, monkeypatch):
     used = []
     change(Path("first/metrics.json"), threads=3)
@@ -70,6 +94,10 @@ def test_what_is_no_finished_run(run, finished):
     change(Path("first/metrics.json"), threads=None)
     code, _, err = run("reproduce", finished)
     assert code == 2 and "first/metrics.json: cannot be read (TypeError('threads'))" in err
+    for threads in (0, True):
+        change(Path("first/metrics.json"), threads=threads)
+        with pytest.raises(InputError, match="threads"):
+            reproduce(finished)
     Path("first/metrics.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         reproduce(finished)

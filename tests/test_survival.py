@@ -1,8 +1,10 @@
 """Runs that survive: signals, kills, full disks, damaged checkpoints, folders that go away."""
 
 import os
+import pty
 import random
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -15,7 +17,7 @@ import torch
 
 from benchmarks import kill
 from manualnn import experiment
-from manualnn.checkpoint import PREVIOUS
+from manualnn.checkpoint import PREVIOUS, Saver
 from manualnn.config import load_config
 from manualnn.errors import InputError
 from manualnn.experiment import Run
@@ -24,6 +26,7 @@ from manualnn.training import Progress
 
 from .conftest import config_of, random_data, train_to_the_end, training_of
 
+ROOT = Path(__file__).parent.parent
 SETS = ["data.valid=60", "train.epochs=4", "train.seeds=[1, 2]", "train.optimizer.momentum=0.9"]
 
 
@@ -164,7 +167,7 @@ def test_a_signal_saves_within_an_epoch(folder, tmp_path, number, code, run):
         f"sys.argv = ['manualnn', *{[*map(str, options), '--out', str(out)]}]\n"
         "cli.main()"
     )
-    path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -182,7 +185,7 @@ def test_two_runs_cannot_have_one_folder(folder, tmp_path, monkeypatch):
     config = small(folder)
     first = Run(config, None, "cpu")
     assert first.folder == Path("runs/mnist-mlp")
-    with pytest.raises(InputError, match="runs/mnist-mlp: another process trains there; wait"):
+    with pytest.raises(InputError, match="runs/mnist-mlp: another run trains there; wait"):
         Run(config, first.folder, "cpu", resume=True)
     assert Run(config, None, "cpu").folder == Path("runs/mnist-mlp-2")
     # One that was as fast: its folder appears after the name was chosen.
@@ -219,9 +222,58 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(broken, capsys):
     assert run.training.epoch == 1
     assert f"the one before it, {PREVIOUS}, is used" in capsys.readouterr().err
     del run
-    path.unlink()  # killed between two names
+    assert not path.exists()  # as between the two names
     finish(config, out, resume=True)
     assert same(out, whole)
+
+
+def test_the_good_checkpoint_stays_where_the_last_is_damaged(broken):
+    config, _, out = broken
+    good = (out / PREVIOUS).read_bytes()
+    (out / "checkpoint.pt").write_bytes(b"damaged")
+    run = Run(config, out, "cpu", resume=True)
+    run._saver = Saver(out)
+    run._save()
+    run._saver.flush()
+    assert (out / PREVIOUS).read_bytes() == good
+
+
+def test_a_signal_while_a_run_is_finished_stops_what_comes_next(run, folder, monkeypatch):
+    finish = Run._finish
+
+    def signalled(self):
+        signal.raise_signal(signal.SIGTERM)
+        finish(self)
+
+    monkeypatch.setattr(Run, "_finish", signalled)
+    options = ["--data-dir", folder, "--device", "cpu", "--epochs", "2", "--samples", "20,40"]
+    code, _, err = run("random-labels", *options)
+    assert code == 143
+    assert "samples-20: finished, then stopped by the signal" in err
+    assert not Path("runs/mnist-random-labels/samples-40").exists()
+    monkeypatch.setattr(Run, "_finish", finish)
+    code, _, err = run("random-labels", *options, "--resume")
+    assert code == 0 and "samples-20: already finished" in err
+    assert Path("runs/mnist-random-labels/samples-40/metrics.json").exists()
+
+
+def test_a_lost_terminal_is_no_error(folder, tmp_path):
+    """As when a connection breaks: nobody reads what is written any more."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "manualnn", "train", "--data-dir", folder, "--device", "cpu"]
+    command += ["--epochs", "100000", "--set", "data.valid=60", "--out", tmp_path / "out"]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, cwd=ROOT
+    )
+    os.close(theirs)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out" / "history.csv").exists() and time.monotonic() < deadline:
+        if select.select([ours], [], [], 0.05)[0]:
+            os.read(ours, 4096)
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 129
+    assert (tmp_path / "out" / "checkpoint.pt").exists()
 
 
 def test_two_damaged_checkpoints_are_refused(broken):
@@ -282,6 +334,10 @@ def test_a_folder_that_goes_away_is_made_again(broken, capsys):
         if isinstance(event, list) and run.training.epoch == 3:
             run._saver.flush()
             shutil.rmtree(out)
+        elif isinstance(event, list):
+            run._saver.flush()
+            with pytest.raises(InputError, match="another run trains there"):
+                Run(config, out, "cpu", resume=True)
     assert same(out, whole) and (out / "config.toml").exists()
     assert f"note: {out} was removed; it is made again" in capsys.readouterr().err
 
