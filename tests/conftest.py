@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -22,6 +23,12 @@ from manualnn.network import Network
 from manualnn.training import DTYPES, Training, threads
 
 WORST: dict[str, float] = {}
+
+
+def pytest_configure() -> None:
+    """Processes that the tests start hear Ctrl-C, also where the tests run in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
