@@ -98,17 +98,19 @@ def reproduce(
         result = asdict(found) | {"equal": found.equal, "agrees": found.agrees}
         print(to_json(result | {"folder": str(out) if out else None}), end="")
     else:
-        print(f"{run}: {found.epochs} epochs trained again")
-        print(f"history  {'equal to the bit' if found.history else 'differs'}")
-        if found.weights is not None:
-            print(f"weights  {'equal to the bit' if found.weights else 'differ'}")
+        print(f"{run}: {found.epochs} epoch{'s' * (found.epochs > 1)} trained again")
+        names = ("history.csv", "metrics.json", "weights")
+        for name, same in zip(names, (found.history, found.figures, found.weights), strict=True):
+            if same is not None:
+                print(f"{name:<13}{'equal to the bit' if same else 'not equal'}")
         accuracy, loss = found.accuracy_difference, found.loss_difference
         if accuracy == float("inf"):
             print("history.csv has other rows")
-        elif not found.equal:
+        elif accuracy or loss:
             print(f"accuracies differ by at most {100 * accuracy:.2f} points, losses by {loss:.2g}")
         for name, (before, now) in found.changed.items():
-            print(f"{name} was {before}, is {now}")
+            what = "has changed" if name.endswith("sha256") else f"was {before}, is {now}"
+            print(f"{name.removesuffix('_sha256')} {what}")
         if found.equal:
             verdict = "the figures agree to the bit"
         elif found.agrees:

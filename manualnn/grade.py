@@ -59,7 +59,7 @@ class Grade:
     findings: list[Finding] = field(default_factory=list)
 
     def row(self) -> list[Any]:
-        rules = "; ".join(x for x in (self.rules, self.suspicious) if x)
+        rules = "; ".join(x for x in (self.suspicious, self.rules) if x)
         accuracies = (self.accuracy, self.accuracy_variant)
         seconds = None if self.seconds is None else round(self.seconds, 2)
         row = [self.submission, rules, *accuracies, seconds, self.error]
@@ -160,7 +160,7 @@ def _grade(
 def line(result: Grade) -> str:
     """A submission for a reader."""
     shown = ["-" if x is None else f"{x:.4f}" for x in (result.accuracy, result.accuracy_variant)]
-    rest = "; ".join(x for x in (result.rules, result.suspicious, result.error) if x)
+    rest = "; ".join(x for x in (result.suspicious, result.rules, result.error) if x)
     return f"{result.submission}: {shown[0]}, on the variant {shown[1]}; {rest}"
 
 
@@ -172,14 +172,14 @@ def suspicion(accuracy: float, variant: float) -> str:
     """
     kept = (1 - WRONG) * accuracy
     if variant == accuracy or variant > kept + WRONG * (1 - accuracy) + TOLERANCE:
-        return "suspicious: does not depend on the labels"
+        return "suspicious: does not depend on the test labels: a constant, or other data"
     if variant < kept - TOLERANCE:
         return "suspicious: another accuracy on the same images in another order"
     return ""
 
 
 def _accuracy(report: Report) -> float | None:
-    return report.result if isinstance(report.result, float) else None
+    return round(report.result, 6) if isinstance(report.result, float) else None
 
 
 def _wrong(result: Any) -> str:

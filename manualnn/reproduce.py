@@ -13,7 +13,7 @@ import torch
 from .circumstances import circumstances
 from .config import load_config, parse_config
 from .errors import InputError
-from .experiment import Run, write_history
+from .experiment import MEASURES, Run, to_json, write_history
 from .network import read_tensors
 
 CIRCUMSTANCES = (
@@ -24,20 +24,22 @@ CLOSE = 0.005  # accuracies that are so near agree, where a circumstance has cha
 
 @dataclass(frozen=True)
 class Reproduced:
-    """`changed` circumstances (name: before, now); whether `history` and `weights` are equal to the
-    bit (None where not compared); the largest difference of an accuracy and of a loss."""
+    """`changed` circumstances (name: before, now); whether `history`, the final `figures` and the
+    `weights` are equal to the bit (None where not compared); the largest difference of an accuracy
+    and of a loss."""
 
     folder: Path
     epochs: int
     changed: dict[str, tuple[Any, Any]]
     history: bool
+    figures: bool | None
     weights: bool | None
     accuracy_difference: float
     loss_difference: float
 
     @property
     def equal(self) -> bool:
-        return self.history and self.weights is not False
+        return self.history and False not in (self.figures, self.weights)
 
     @property
     def agrees(self) -> bool:
@@ -69,7 +71,7 @@ def reproduce(run: Path, out: Path | None = None, epochs: int | None = None) -> 
                 again.note_data()
                 write_history(folder / "history.csv", again.records)
             now = circumstances(again.config, again.data_digests, again.device)
-            return _compare(run, folder, metrics, now, again.metrics is not None)
+            return _compare(run, folder, metrics, now, again.metrics)
     finally:
         torch.set_num_threads(threads)
 
@@ -82,46 +84,67 @@ def _metrics(run: Path) -> dict[str, Any]:
                 raise TypeError(name)
         if metrics["threads"] < 1:
             raise ValueError("threads")
+        for figure in [value for row in _finals(metrics) for value in row.values()]:
+            if figure is not None and type(figure) not in (int, float):
+                raise TypeError(figure)
         return metrics
     except FileNotFoundError:
-        raise InputError(f"{run}: holds no finished run: there is no metrics.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        inside = sorted(path.parent.name for path in run.glob("*/metrics.json"))
+        hint = f"; it has {', '.join(inside)}: give one of them" if inside else ""
+        raise InputError(f"{run}: holds no finished run: there is no metrics.json{hint}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run}/metrics.json: cannot be read ({error!r})") from None
 
 
 def _compare(
-    run: Path, folder: Path, before: dict[str, Any], now: dict[str, Any], finished: bool
+    run: Path,
+    folder: Path,
+    before: dict[str, Any],
+    now: dict[str, Any],
+    metrics: dict[str, Any] | None,
 ) -> Reproduced:
+    """`metrics` are those of the new run, None where it did not come to its end."""
     changed = {
         name: (before[name], now[name])
         for name in CIRCUMSTANCES
         if name in before and before[name] != now[name]
     }
-    if not finished and now["data_sha256"] == (before.get("data_sha256") or [])[:1]:
+    if metrics is None and now["data_sha256"] == (before.get("data_sha256") or [])[:1]:
         changed.pop("data_sha256", None)  # of the others nothing was read
     ours, theirs = _history(folder), _history(run)
-    if not finished:  # of several populations the first
+    if metrics is None:  # of several populations the first
         theirs = {key: row for key, row in theirs.items() if key in ours}
-    differences = {"accuracy": 0.0, "loss": 0.0}
-    for key in ours.keys() & theirs.keys():
-        for name, value in ours[key].items():
-            kind = name.rpartition("_")[2]
-            if kind in differences and value and theirs[key].get(name):
-                difference = abs(float(value) - float(theirs[key][name]))
-                differences[kind] = max(differences[kind], difference)  # nan is no maximum
-    weights = None
-    if finished:
+    pairs = [(ours[key], theirs[key]) for key in ours.keys() & theirs.keys()]
+    figures = weights = None
+    if metrics is not None:
+        ends = _finals(json.loads(to_json(metrics))), _finals(before)
+        figures = ends[0] == ends[1]
+        pairs += zip(*ends, strict=False)
         paths = [path.relative_to(folder) for path in folder.rglob("*.pkl")]
         weights = all(_same(run / path, folder / path) for path in paths)
+    worst = {"accuracy": 0.0, "loss": 0.0}
+    for one, other in pairs:
+        for name, kind in ((name, name.rpartition("_")[2]) for name in one):
+            values = one[name], other.get(name)
+            if kind in worst and None not in values and "" not in values:
+                difference = abs(float(one[name]) - float(other[name]))
+                worst[kind] = max(worst[kind], difference)  # of which nan is none
     return Reproduced(
         folder,
         max(epoch for _, _, epoch in ours),
         changed,
         ours == theirs,
+        figures,
         weights,
-        differences["accuracy"] if ours.keys() == theirs.keys() else math.inf,
-        differences["loss"],
+        worst["accuracy"] if ours.keys() == theirs.keys() else math.inf,
+        worst["loss"],
     )
+
+
+def _finals(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """The final figures, and those of each network."""
+    rows = [metrics, *metrics.get("runs", [])]
+    return [{name: row.get(name) for name in MEASURES} for row in rows]
 
 
 def _history(folder: Path) -> dict[tuple[str, str, int], dict[str, str]]:

@@ -121,7 +121,9 @@ def test_a_class_is_graded(submissions, run, tmp_path, forking, monkeypatch):
         assert (honest["rules"], honest["error"]) == ("clean, 1 to look at", "")
         assert float(honest["accuracy"]) == pytest.approx(0.987, abs=0.003)
         assert float(honest["accuracy_variant"]) == pytest.approx(0.7 * 0.987, abs=0.01)
-    assert rows["b"]["rules"] == "clean; suspicious: does not depend on the labels"
+    assert rows["b"]["rules"] == (
+        "suspicious: does not depend on the test labels: a constant, or other data; clean"
+    )
     assert "another accuracy on the same images in another order" in rows["c"]["rules"]
     assert rows["d"]["error"] == "hw1_eval.py:2: IndexError: list index out of range"
     assert rows["d"]["rules"] == "not judged"

@@ -31,7 +31,7 @@ def test_a_run_is_reproduced_to_the_bit(run, finished):
     threads = torch.get_num_threads()
     code, out, _ = run("reproduce", finished, "--out", "second")
     assert code == 0, out
-    assert "the figures agree to the bit" in out and "weights  equal to the bit" in out
+    assert "the figures agree to the bit" in out and "weights      equal to the bit" in out
     assert (Path("second") / "weights" / "mnist-mlp-2.pkl").exists()
     code, out, _ = run("reproduce", finished, "--epochs", "2", "--json")
     found = json.loads(out)
@@ -44,7 +44,7 @@ def test_what_does_not_agree_is_told(run, finished):
     weights["w1"][0, 0] += 1e-7
     torch.save(weights, "first/weights/mnist-mlp-1.pkl")
     code, out, _ = run("reproduce", finished)
-    assert code == 1 and "history  equal" in out and "weights  differ" in out
+    assert code == 1 and "history.csv  equal" in out and "weights      not equal" in out
     assert "do not agree; nothing that is recorded changed" in out
     change(Path("first/metrics.json"), processor="another")
     code, out, _ = run("reproduce", finished)
@@ -63,7 +63,23 @@ def test_weights_are_those_of_the_run(run, finished):
     assert run("reproduce", finished)[0] == 0
     Path("first/weights/mnist-mlp-2.pkl").unlink()
     code, out, _ = run("reproduce", finished)
-    assert code == 1 and "weights  differ" in out
+    assert code == 1 and "weights      not equal" in out
+
+
+def test_final_figures_are_compared(run, finished):
+    path = Path("first/metrics.json")
+    before = json.loads(path.read_text())
+    before["runs"][1]["test_accuracy"] += 0.001
+    path.write_text(json.dumps(before))
+    code, out, _ = run("reproduce", finished)
+    assert code == 1 and "metrics.json not equal" in out and "at most 0.10 points" in out
+    change(path, test_accuracy="0.99")
+    code, _, err = run("reproduce", finished)
+    assert code == 2 and "metrics.json: cannot be read (TypeError('0.99'))" in err
+    Path("many/samples-64").mkdir(parents=True)
+    path.rename("many/samples-64/metrics.json")
+    code, _, err = run("reproduce", "many")
+    assert code == 2 and "it has samples-64: give one of them" in err
 
 
 def test_several_data_sets(run, folder):
@@ -77,7 +93,7 @@ def test_several_data_sets(run, folder):
     assert len(json.loads(Path("run/metrics.json").read_text())["data_sha256"]) == 2
     for options in ([], ["--epochs", "1"]):
         code, out, _ = run("reproduce", "run", *options)
-        assert code == 0 and "agree to the bit" in out and "data_sha256" not in out
+        assert code == 0 and "agree to the bit" in out and "data has changed" not in out
     assert json.loads(run("reproduce", "run", "--epochs", "1", "--json")[1])["epochs"] == 1
 
 

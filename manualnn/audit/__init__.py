@@ -196,7 +196,9 @@ def audit_file(
             "allow": list(allow), "mnist": str(mnist) if mnist else None, "results": str(results),
             "torchvision": any(map(_uses_torchvision, files)),
         }  # fmt: skip
+        begin = time.perf_counter()
         report.error = _run(json.dumps(job), script.parent, seconds, output)
+        report.seconds = time.perf_counter() - begin  # of a script that does not say it itself
         with output.open("rb") as file:
             file.seek(max(0, output.stat().st_size - 2000))
             report.tail = file.read().decode(errors="replace")
@@ -273,7 +275,8 @@ def lines(report: Report, most: int = 10) -> Iterator[str]:
     yield ""
     for check, what in CHECKS.items():
         found = len(report.of(check))
-        yield f"{check:<12}{what:<62}{f'{found} found' if found else 'passed':>10}"
+        passed = "nothing so far" if report.error else "passed"
+        yield f"{check:<12}{what:<58}{f'{found} found' if found else passed:>14}"
     for kind, title in (
         ("finding", "found"), ("unobserved", "not observed"), ("note", "to look at; no finding"),
     ):  # fmt: skip
@@ -287,9 +290,7 @@ def lines(report: Report, most: int = 10) -> Iterator[str]:
         for name, row in list(report.operations.items())[:most]:
             yield _row(name, row)
         if rest := list(report.operations.values())[most:]:
-            yield _row(
-                f"{len(rest)} others (see --json)", [sum(x) for x in zip(*rest, strict=True)]
-            )
+            yield _row(f"{len(rest)} more (see --json)", [sum(x) for x in zip(*rest, strict=True)])
     yield ""
     yield from (f"note: {note}" for note in report.notes)
     if report.error and report.tail.strip():
