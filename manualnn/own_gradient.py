@@ -86,9 +86,10 @@ def _check_gradient(own: Own, draw: np.random.Generator) -> Report:
         raise found[BATCH,]
     right = [shape for shape, rows in judged.items() if all(row.right for row in rows)]
     best = (right or list(judged))[0]
-    notes = [f"note: wrong for y of shape {shape}" for shape in shapes if shape not in right]
+    others = [shape for shape in shapes if shape not in right] if right else []
+    notes = [f"note: right for y of shape {best} only; {o} would broadcast" for o in others]
     if not right:
-        notes, judged[best] = [], _alone(judged[best], attempt(partial(rows, shapes[best], 1)))
+        judged[best] = _alone(judged[best], attempt(partial(rows, shapes[best], 1)))
     title = f"{own.path}: {own.name}(X, y, W) against manualnn.coursework.gradient"
     return Report(f"{title} ({own.kinds[0]})", judged[best], tuple(notes))
 
@@ -200,7 +201,7 @@ def _against_differences(
         else:
             # The large step crosses many small kinks, so each coordinate has a bound of its own:
             # half of what the slopes to both sides differ by, as one kink moves the mean by that,
-            # unless it shrinks with the step, as for a curve; and what the mean moves with the step.
+            # unless that shrinks with the step as for a curve; and what the step moves the mean by.
             bend, nearer_bend = np.abs(up - down), np.abs(near_up - near_down)
             curved = np.abs(nearer * nearer_bend - bend) + 10 * rounding <= bend / 2
             bound = np.maximum(3 * np.abs(mean - near), np.where(curved, 0, bend / 2))
@@ -210,7 +211,9 @@ def _against_differences(
             noise, at_kink = np.maximum(bound, LOW_NOISE * scale), bound > LOW_BAR * scale
         measured = Right(*(np.full(value.shape, fill) for fill in (np.nan, False, 0.0)))
         for whole, part in zip(
-            (measured.gradient, measured.kinked, measured.noise), (mean, at_kink, noise), strict=True
+            (measured.gradient, measured.kinked, measured.noise),
+            (mean, at_kink, noise),
+            strict=True,
         ):
             whole.flat[chosen] = part
         right[key] = measured
@@ -271,14 +274,31 @@ def _how(key: str, found: np.ndarray, right: Arrays, batch: int, bar: float) -> 
     factor = float((found[known] * wanted[known]).sum() / max((wanted[known] ** 2).sum(), 1e-300))
     if _close(found, factor * wanted, bar):
         return _times(factor, batch, bar)
-    wrong = known & (np.abs(found - wanted) > bar * np.nanmax(np.abs(wanted)))
-    for axis, line in enumerate(("row", "column") if found.ndim == 2 else ("entry",)):
+    return _lines(found, wanted, bar)
+
+
+def _lines(found: np.ndarray, wanted: np.ndarray, bar: float) -> str:
+    """The few rows, columns or entries that are wrong as a whole, if nothing else is: the axis with
+    the fewest. Cells that are not known, or too small to tell, speak neither for nor against."""
+    error, size = np.abs(found - wanted), np.maximum(np.abs(found), np.abs(wanted))
+    scale = np.nanmax(np.abs(wanted))
+    wrong, right = error > bar * scale, (error <= bar * size) & (size > bar * scale)
+    best = ""
+    fewest = math.inf
+    for axis, line in enumerate({1: ("entry",), 2: ("row", "column")}.get(found.ndim, ())):
         other_axes = tuple(i for i in range(found.ndim) if i != axis)
-        lines = wrong.any(axis=other_axes).nonzero()[0] if found.ndim <= 2 else []
-        if 0 < len(lines) < found.shape[axis] / 2:
+        bad, good = wrong.any(axis=other_axes), right.any(axis=other_axes)
+        # One wrong cell in each of some lines is no sign of a line, where a line has several.
+        cells = 1 if found.size == found.shape[axis] else 2
+        if wrong.sum() < cells * bad.sum() or (bad & good).any() or bad.sum() >= good.sum():
+            continue
+        if 0 < bad.sum() < fewest:
+            fewest, names = bad.sum(), list(map(str, bad.nonzero()[0]))
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             plural = {"row": "rows", "column": "columns", "entry": "entries"}[line]
-            return f"only {plural if len(lines) > 1 else line} {', '.join(map(str, lines))} wrong"
-    return ""
+            kind = plural if len(names) > 1 else line
+            best = f"only {kind} {', '.join(names[:5])}{more} wrong"
+    return best
 
 
 def _times(factor: float, batch: int, bar: float) -> str:
@@ -334,9 +354,10 @@ def _against_network(
                 for key, ours in right.items()
             )
             many = f"{times} times " if times > 1 else ""
+            apart = f"; the gradients are {worst:.1e} from the project's, of the largest"
             return (
                 f"note: the loss is {many}that of the project's linear, {activation}, linear with"
-                f" {name}; the gradients are {worst:.1e} from the project's, of the largest"
+                f" {name}{apart if math.isfinite(worst) else ''}"
             )
     return "note: the loss is none of the project's, so that only its own differences were compared"
 
