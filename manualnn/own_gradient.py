@@ -200,15 +200,17 @@ def _against_differences(
             at_kink |= np.abs(mean - near) > bound
         else:
             # The large step crosses many small kinks, so each coordinate has a bound of its own:
-            # half of what the slopes to both sides differ by, as one kink moves the mean by that,
-            # unless that shrinks with the step as for a curve; and what the step moves the mean by.
+            # what the slopes to both sides differ by, as one kink moves the mean by half of that and
+            # several by more, unless it shrinks with the step as for a curve; and a few times what
+            # the step moves the mean by.
             bend, nearer_bend = np.abs(up - down), np.abs(near_up - near_down)
             curved = np.abs(nearer * nearer_bend - bend) + 10 * rounding <= bend / 2
-            bound = np.maximum(3 * np.abs(mean - near), np.where(curved, 0, bend / 2))
+            bound = np.maximum(4 * np.abs(mean - near), np.where(curved, 0, bend))
             bound += 2 * rounding
-            # What is kept is within a hundredth of the largest that is.
+            # What is kept is within a hundredth of the largest that is, if any is so near.
             scale = np.abs(mean[bound <= LOW_BAR * np.abs(mean)]).max(initial=0.0)
-            noise, at_kink = np.maximum(bound, LOW_NOISE * scale), bound > LOW_BAR * scale
+            noise = np.maximum(bound, LOW_NOISE * scale)
+            at_kink = (bound > LOW_BAR * scale) & (scale > 0)
         measured = Right(*(np.full(value.shape, fill) for fill in (np.nan, False, 0.0)))
         for whole, part in zip(
             (measured.gradient, measured.kinked, measured.noise),
