@@ -200,9 +200,9 @@ def _against_differences(
             at_kink |= np.abs(mean - near) > bound
         else:
             # The large step crosses many small kinks, so each coordinate has a bound of its own:
-            # what the slopes to both sides differ by, as one kink moves the mean by half of that and
-            # several by more, unless it shrinks with the step as for a curve; and a few times what
-            # the step moves the mean by.
+            # what the slopes to both sides differ by (one kink moves the mean by half, several
+            # by more), unless that shrinks with the step as for a curve; and a few times what the
+            # step moves the mean by.
             bend, nearer_bend = np.abs(up - down), np.abs(near_up - near_down)
             curved = np.abs(nearer * nearer_bend - bend) + 10 * rounding <= bend / 2
             bound = np.maximum(4 * np.abs(mean - near), np.where(curved, 0, bend))
