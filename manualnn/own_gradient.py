@@ -35,11 +35,11 @@ LOW_BAR, LOW_NOISE = 1e-2, 1e-3  # for a function that computes in float32
 @dataclass(frozen=True)
 class Right:
     """The right gradient of a tensor: nan where it was not measured; with where it is none for a
-    kink, and how far rounding may have moved it."""
+    kink, and how far each number may be from the truth."""
 
     gradient: np.ndarray
     kinked: np.ndarray
-    noise: float = 0.0
+    noise: np.ndarray
 
     @property
     def clear(self) -> np.ndarray:
@@ -71,7 +71,7 @@ def _check_gradient(own: Own, draw: np.random.Generator) -> Report:
     def rows(y: np.ndarray, count: int = BATCH) -> list[Row]:
         found = own.gradients(x[:count], y[:count], weights)
         exact = gradient(x[:count], y[:count], weights)
-        right = {key: Right(value, value != value) for key, value in exact.items()}
+        right = {key: Right(value, value != value, 0 * value) for key, value in exact.items()}
         return compare(own.name, found, right, count, _bar(found))
 
     shapes = {(BATCH,): y, (BATCH, 1): y[:, None]}
@@ -86,9 +86,10 @@ def _check_gradient(own: Own, draw: np.random.Generator) -> Report:
         raise found[BATCH,]
     right = [shape for shape, rows in judged.items() if all(row.right for row in rows)]
     best = (right or list(judged))[0]
-    notes = [f"note: wrong for y of shape {shape}" for shape in shapes if shape not in right]
+    others = [shape for shape in shapes if shape not in right] if right else []
+    notes = [f"note: right for y of shape {best} only; {o} would broadcast" for o in others]
     if not right:
-        notes, judged[best] = [], _alone(judged[best], attempt(partial(rows, shapes[best], 1)))
+        judged[best] = _alone(judged[best], attempt(partial(rows, shapes[best], 1)))
     title = f"{own.path}: {own.name}(X, y, W) against manualnn.coursework.gradient"
     return Report(f"{title} ({own.kinds[0]})", judged[best], tuple(notes))
 
@@ -127,30 +128,51 @@ def _check_loss(own: Own, draw: np.random.Generator, samples: int, seed: int) ->
         raise InputError(f"{own.path}: {own.name} gives the loss {loss}")
     if own.loss_and_gradients(params, x, y)[0] != loss:
         raise InputError(f"{own.path}: {own.name} gives another loss each time; fix its randomness")
-    rows = _against_differences(own, params, x, y, samples, seed)
+    double = _in_double(own, params, x, y)
+    rows = _against_differences(own, params, x, y, samples, seed, double)
     several = isinstance(x, np.ndarray) and isinstance(y, np.ndarray) and len(x) == len(y) > 1
-    if several and any(row.verdict == "wrong" for row in rows):
-        alone = partial(_against_differences, own, params, x[:1], y[:1], samples, seed)
+    # Differences in float32 are too coarse to call a gradient right for one example only.
+    if double and several and any(row.verdict == "wrong" for row in rows):
+        alone = partial(_against_differences, own, params, x[:1], y[:1], samples, seed, double)
         rows = _alone(rows, attempt(alone))
     notes = () if callable(example) else (_against_network(params, x, y, loss, found),)
     title = f"{own.path}: {own.name}(params, x, y) against differences of its loss"
     return Report(f"{title} ({own.kinds[0]})", rows, notes)
 
 
+def _in_double(own: Own, params: Arrays, x: Any, y: Any) -> bool:
+    """Whether the loss is computed in float64, which the type of the gradients does not tell.
+
+    In float32 it shows in the loss's digits (a round number may do so once), or, as these are
+    hidden by a later division in float64, in that it moves by jumps along a tiny line.
+    """
+
+    def at(tilt: float) -> float:
+        moved = {key: (1 + 1.23 * tilt) * value + 0.77 * tilt for key, value in params.items()}
+        return own.loss_and_gradients(moved, x, y)[0]
+
+    loss, found = own.loss_and_gradients(params, x, y)
+    if all(float(np.float32(value)) == value for value in (loss, at(0.01))):
+        return False
+    if _bar(found) == BAR:
+        return True
+    first, *others = (at(times * 1e-9) - loss for times in (1, 2, 3))
+    return first != 0 and all(
+        math.isclose(other, times * first, rel_tol=0.01) for times, other in enumerate(others, 2)
+    )
+
+
 def _against_differences(
-    own: Own, params: Arrays, x: Any, y: Any, samples: int, seed: int
+    own: Own, params: Arrays, x: Any, y: Any, samples: int, seed: int, double: bool
 ) -> list[Row]:
-    """The rows of each parameter, its gradient against differences of the function's own loss.
+    """The rows of each parameter, its gradient against differences of the function's own loss,
+    which is computed in float64 if `double`.
 
     Unlike the project's layers it does not say where its kinks are: at one, the slopes to both
     sides differ, or those of a large and a small step.
     """
     loss, found = own.loss_and_gradients(params, x, y)
-    tilted = {key: 1.0123 * value + 0.0077 for key, value in params.items()}
-    losses = (loss, own.loss_and_gradients(tilted, x, y)[0])
-    # A loss in float32 shows in its digits; a round number may do so once.
-    exact = _bar(found) == BAR and any(float(np.float32(value)) != value for value in losses)
-    bar, step, kink = (BAR, 1e-5, 0.01) if exact else (LOW_BAR, 1e-2, 0.1)
+    step, nearer = (1e-5, 10) if double else (1e-2, 3)
 
     def slope(key: str, k: int, h: float) -> float:
         moved = params[key].copy()
@@ -164,21 +186,41 @@ def _against_differences(
         if 0 < samples < value.size:
             order = torch.randperm(value.size, generator=generator(seed, OWN_STREAM, number))
             chosen = order[:samples].numpy()
-        steps = (step, -step, step / 10, -step / 10)
-        up, down, *nearer = (np.array([slope(key, k, h) for k in chosen.tolist()]) for h in steps)
-        mean = (up + down) / 2
+        steps = (step, -step, step / nearer, -step / nearer)
+        up, down, near_up, near_down = (
+            np.array([slope(key, k, h) for k in chosen.tolist()]) for h in steps
+        )
+        mean, near = (up + down) / 2, (near_up + near_down) / 2
         scale = np.abs(mean).max(initial=0.0)
-        rounding = np.finfo(np.float64).eps * abs(loss) / step
-        noise = rounding if exact else LOW_NOISE * scale
-        at_kink = np.abs(up - down) > kink * scale + 20 * noise
-        if exact:
+        rounding = np.finfo(np.float64 if double else np.float32).eps * abs(loss) / step
+        if double:
+            noise = np.full(mean.shape, rounding)
             bound = BAR * np.maximum(np.abs(mean), FLOOR * scale) + 20 * noise
-            at_kink |= np.abs(mean - sum(nearer) / 2) > bound
-        whole, kinked = np.full(value.shape, np.nan), np.zeros(value.shape, dtype=bool)
-        whole.flat[chosen], kinked.flat[chosen] = mean, at_kink
-        right[key] = Right(whole, kinked, noise)
+            at_kink = np.abs(up - down) > 0.01 * scale + 20 * noise
+            at_kink |= np.abs(mean - near) > bound
+        else:
+            # The large step crosses many small kinks, so each coordinate has a bound of its own:
+            # what the slopes to both sides differ by (one kink moves the mean by half, several
+            # by more), unless that shrinks with the step as for a curve; and a few times what the
+            # step moves the mean by.
+            bend, nearer_bend = np.abs(up - down), np.abs(near_up - near_down)
+            curved = np.abs(nearer * nearer_bend - bend) + 10 * rounding <= bend / 2
+            bound = np.maximum(4 * np.abs(mean - near), np.where(curved, 0, bend))
+            bound += 2 * rounding
+            # What is kept is within a hundredth of the largest that is, if any is so near.
+            scale = np.abs(mean[bound <= LOW_BAR * np.abs(mean)]).max(initial=0.0)
+            noise = np.maximum(bound, LOW_NOISE * scale)
+            at_kink = (bound > LOW_BAR * scale) & (scale > 0)
+        measured = Right(*(np.full(value.shape, fill) for fill in (np.nan, False, 0.0)))
+        for whole, part in zip(
+            (measured.gradient, measured.kinked, measured.noise),
+            (mean, at_kink, noise),
+            strict=True,
+        ):
+            whole.flat[chosen] = part
+        right[key] = measured
     batch = len(x) if isinstance(x, np.ndarray) and x.ndim else 1
-    return compare(own.name, found, right, batch, bar)
+    return compare(own.name, found, right, batch, _bar(found) if double else LOW_BAR)
 
 
 def compare(part: str, found: Arrays, right: dict[str, Right], batch: int, bar: float) -> list[Row]:
@@ -195,11 +237,10 @@ def compare(part: str, found: Arrays, right: dict[str, Right], batch: int, bar: 
             row = replace(row, how=f"{bad} of {own.size} numbers are nan or infinite")
         else:
             known = np.isfinite(wanted.gradient).flatten().nonzero()[0]
-            a, n, kinked = (
+            a, n, noise, kinked = (
                 torch.from_numpy(values.flatten()[known])
-                for values in (own.astype(float), wanted.gradient, wanted.kinked)
+                for values in (own.astype(float), wanted.gradient, wanted.noise, wanted.kinked)
             )
-            noise = torch.full_like(n, wanted.noise)
             row = judge(part, key, shape, torch.from_numpy(known), a, n, noise, kinked, bar)
             if row.verdict == "wrong":
                 row = replace(row, how=_how(key, own, clear, batch, bar))
@@ -235,14 +276,31 @@ def _how(key: str, found: np.ndarray, right: Arrays, batch: int, bar: float) -> 
     factor = float((found[known] * wanted[known]).sum() / max((wanted[known] ** 2).sum(), 1e-300))
     if _close(found, factor * wanted, bar):
         return _times(factor, batch, bar)
-    wrong = known & (np.abs(found - wanted) > bar * np.nanmax(np.abs(wanted)))
-    for axis, line in enumerate(("row", "column") if found.ndim == 2 else ("entry",)):
+    return _lines(found, wanted, bar)
+
+
+def _lines(found: np.ndarray, wanted: np.ndarray, bar: float) -> str:
+    """The few rows, columns or entries that are wrong as a whole, if nothing else is: the axis with
+    the fewest. Cells that are not known, or too small to tell, speak neither for nor against."""
+    error, size = np.abs(found - wanted), np.maximum(np.abs(found), np.abs(wanted))
+    scale = np.nanmax(np.abs(wanted))
+    wrong, right = error > bar * scale, (error <= bar * size) & (size > bar * scale)
+    best = ""
+    fewest = math.inf
+    for axis, line in enumerate({1: ("entry",), 2: ("row", "column")}.get(found.ndim, ())):
         other_axes = tuple(i for i in range(found.ndim) if i != axis)
-        lines = wrong.any(axis=other_axes).nonzero()[0] if found.ndim <= 2 else []
-        if 0 < len(lines) < found.shape[axis] / 2:
+        bad, good = wrong.any(axis=other_axes), right.any(axis=other_axes)
+        # One wrong cell in each of some lines is no sign of a line, where a line has several.
+        cells = 1 if found.size == found.shape[axis] else 2
+        if wrong.sum() < cells * bad.sum() or (bad & good).any() or bad.sum() >= good.sum():
+            continue
+        if 0 < bad.sum() < fewest:
+            fewest, names = bad.sum(), list(map(str, bad.nonzero()[0]))
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             plural = {"row": "rows", "column": "columns", "entry": "entries"}[line]
-            return f"only {plural if len(lines) > 1 else line} {', '.join(map(str, lines))} wrong"
-    return ""
+            kind = plural if len(names) > 1 else line
+            best = f"only {kind} {', '.join(names[:5])}{more} wrong"
+    return best
 
 
 def _times(factor: float, batch: int, bar: float) -> str:
@@ -298,9 +356,10 @@ def _against_network(
                 for key, ours in right.items()
             )
             many = f"{times} times " if times > 1 else ""
+            apart = f"; the gradients are {worst:.1e} from the project's, of the largest"
             return (
                 f"note: the loss is {many}that of the project's linear, {activation}, linear with"
-                f" {name}; the gradients are {worst:.1e} from the project's, of the largest"
+                f" {name}{apart if math.isfinite(worst) else ''}"
             )
     return "note: the loss is none of the project's, so that only its own differences were compared"
 

@@ -50,14 +50,14 @@ def gradient(X, y, W):
 """
 
 
-def checked(tmp_path, source, *changes, name=""):
+def checked(tmp_path, source, *changes, name="", **options):
     """The report on `source` with each (old, new) of `changes` made."""
     for old, new in changes:
         assert source.count(old) == 1, old
         source = source.replace(old, new)
     file = tmp_path / "own.py"
     file.write_text(textwrap.dedent(source))
-    return check_function(f"{file}{name}")
+    return check_function(f"{file}{name}", **options)
 
 
 def how(report):
@@ -188,6 +188,8 @@ def test_the_project_s_network_is_named(tmp_path):
     tanh = [("np.maximum(a, 0)", "np.tanh(a)"), ("(a > 0)", "(1 - h * h)")]
     report = checked(tmp_path, LOSS, *tanh)
     assert report.passed and "linear, tanh, linear" in report.notes[0]
+    misshapen = checked(tmp_path, LOSS, ('"b1": dh.sum(0)', '"b1": dh'))
+    assert misshapen.notes[0].endswith("with cross_entropy")
     sine = [("np.maximum(a, 0)", "np.sin(a)"), ("(a > 0)", "np.cos(a)")]
     report = checked(tmp_path, LOSS, *sine)
     assert report.passed and "none of the project's" in report.notes[0]
@@ -251,9 +253,94 @@ def test_float32_is_judged_by_its_own_precision(tmp_path):
     assert how(report) == dict.fromkeys(("w1", "b1", "w2", "b2"), NO_DIVISION)
 
 
+SMALL = """
+def example():
+    r = np.random.default_rng(0)
+    w1, w2 = r.normal(size=(20, 15)) * 0.3, r.normal(size=(15, 5)) * 0.3
+    params = {"w1": w1, "b1": np.zeros(15), "w2": w2, "b2": np.zeros(5)}
+    return params, r.normal(size=(8, 20)), r.integers(0, 5, 8)
+"""
+LARGE = """
+import torch
+
+def example():
+    g = torch.Generator().manual_seed(0)
+    w1, w2 = torch.randn(784, 100, generator=g) / 20, torch.randn(100, 10, generator=g) / 10
+    params = {"w1": w1, "b1": torch.zeros(100), "w2": w2, "b2": torch.zeros(10)}
+    return params, torch.rand(32, 784, generator=g), torch.randint(0, 10, (32,), generator=g)
+
+def loss_and_gradients(params, x, y):
+    x = x.float()
+    w1, b1, w2, b2 = (params[key].float() for key in ("w1", "b1", "w2", "b2"))
+    a = x @ w1 + b1
+    h = a.clamp(min=0)
+    z = h @ w2 + b2
+    B = torch.arange(len(x))
+    p = torch.softmax(z, 1)
+    loss = -torch.log(p[B, y]).mean()
+    p[B, y] -= 1
+    dz = p / len(x)
+    dh = dz @ w2.T * (a > 0)
+    return loss, {"w1": x.T @ dh, "b1": dh.sum(0), "w2": h.T @ dz, "b2": dz.sum(0)}
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kinks_within_the_step_of_float32_are_no_errors(tmp_path, seed):
+    """Hundreds of ReLUs: the step that float32 needs crosses the kinks of some at most weights."""
+    report = checked(tmp_path, LARGE, seed=seed)
+    assert report.passed, report.finding
+    assert sum(row.skipped for row in report.rows) > 0
+
+
+LARGE_DIAGNOSES = {
+    "1/B": (
+        ("p / len(x)", "p"),
+        dict.fromkeys(("w1", "b1", "w2", "b2"), NO_DIVISION.replace("7 times", "32 times")),
+    ),
+    "sign": (('"w1": x.T', '"w1": -x.T'), {"w1": "the sign is flipped"}),
+    "no mask": ((" * (a > 0)", ""), {"w1": "", "b1": ""}),
+    "of the last": (('"w2": h.T @ dz', '"w2": h[-1:].T @ dz[-1:]'), {"w2": ""}),
+    "5 percent": (('"w1": x.T', '"w1": 1.05 * x.T'), {"w1": ""}),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), LARGE_DIAGNOSES.values(), ids=LARGE_DIAGNOSES)
+def test_errors_in_float32_are_found_beside_kinks(tmp_path, change, expected):
+    """None is said to be right for one example: differences in float32 are too coarse for that."""
+    assert how(checked(tmp_path, LARGE, change)) == expected
+
+
+def test_the_loss_says_in_which_precision_it_is(tmp_path):
+    """Gradients in float32 of a loss in float64: small steps, as for those in float64. A loss in
+    float32, summed in it and divided in float64 after: large ones."""
+    to_low = ('"w1": x.T @ dh', '"w1": (x.T @ dh).astype("float32")')
+    report = checked(tmp_path, LOSS + SMALL, to_low)
+    assert report.passed and max(row.worst for row in report.rows) < 1e-4
+    divided = ("-torch.log(p[B, y]).mean()", "-torch.log(p[B, y]).sum().item() / 32 / 3")
+    report = checked(tmp_path, LARGE, divided, ("p / len(x)", "p / len(x) / 3"))
+    assert report.passed, report.finding
+
+
+@pytest.mark.parametrize("samples", [0, 50])
+def test_lines_that_are_wrong_as_a_whole(tmp_path, samples):
+    """Of a column of which some coordinates are sampled, each row that has one looks wrong."""
+    back = "    return loss"
+    column = (back, f"    dh[:, 3] = 0\n{back}")
+    expected = {"w1": "only column 3 wrong", "b1": "only entry 3 wrong"}
+    assert how(checked(tmp_path, LOSS + SMALL, column, samples=samples)) == expected
+    rows = ('"w2": h.T @ dz', '"w2": np.where(np.arange(15)[:, None] < 6, 2, 1) * (h.T @ dz)')
+    expected = {"w2": "only rows 0, 1, 2, 3, 4 and 1 more wrong"}
+    assert how(checked(tmp_path, LOSS + SMALL, rows, samples=samples)) == expected
+    cells = ('"w2": h.T @ dz', '"w2": h.T @ dz + np.eye(15, 5)')
+    assert how(checked(tmp_path, LOSS + SMALL, cells, samples=samples)) == {"w2": ""}
+
+
 def test_a_function_that_takes_y_as_a_column_alone(tmp_path):
     report = checked(tmp_path, GRADIENT, ("y.reshape(-1, 1)", "y * np.ones((y.shape[1], 1))"))
-    assert report.passed and report.notes == ("note: wrong for y of shape (7,)",)
+    assert report.passed and report.notes == (
+        "note: right for y of shape (7, 1) only; (7,) would broadcast",
+    )
     report = checked(tmp_path, GRADIENT, ("y.reshape(-1, 1)", "0 * y[:, 0:1]"))
     assert {row.tensor for row in report.wrong} == {"w_1", "w_2"}
 
@@ -289,7 +376,9 @@ def test_torch_s_default_type_is_float32(tmp_path):
 def test_one_shape_of_y_may_do(tmp_path):
     """(B, 1) against (B,) is broadcast to (B, B): a note, for a course may ask for one of them."""
     report = checked(tmp_path, TORCH)
-    assert report.passed and report.notes == ("note: wrong for y of shape (7, 1)",)
+    assert report.passed and report.notes == (
+        "note: right for y of shape (7,) only; (7, 1) would broadcast",
+    )
 
 
 @pytest.mark.parametrize(
