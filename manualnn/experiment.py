@@ -296,7 +296,8 @@ class Run:
         def then() -> None:
             self.saved = where
             if records is not None:
-                write_history(self.folder / "history.csv", records)
+                # A checkpoint has them, too, and a later one writes them again.
+                write_history(self.folder / "history.csv", records, flushed=False)
             if not (self.folder / "config.toml").exists():
                 print(f"note: {self.folder} was removed; it is made again", file=sys.stderr)
                 self._held = lock(self.folder)
@@ -576,10 +577,11 @@ def train(
     return run.metrics | {"out": str(run.folder)}
 
 
-def write_history(path: Path, records: list[Record]) -> None:
+def write_history(path: Path, records: list[Record], flushed: bool = True) -> None:
     """history.csv: a row per epoch and network; empty where not measured."""
     names = [f.name for f in fields(Record)]
-    write_csv(path, names, ([getattr(record, name) for name in names] for record in records))
+    rows = ([getattr(record, name) for name in names] for record in records)
+    write_csv(path, names, rows, flushed)
 
 
 def to_json(value: Any) -> str:

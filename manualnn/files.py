@@ -54,9 +54,9 @@ TEMPORARY = ".writing-"  # a name that begins so is of a file that is not whole
 
 
 @contextmanager
-def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
+def replacing(path: Path, previous: Path | None = None, flushed: bool = True) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success it is flushed and takes `path`'s place,
-    the file of before that of `previous`.
+    the file of before that of `previous`. What can be made again need not be `flushed`.
 
     An error or an interrupt leaves the old file as it was and no temporary file behind; a process
     that is killed leaves one, for `remove_temporary`.
@@ -68,8 +68,9 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if flushed:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         if previous is not None and path.exists():
             path.replace(previous)
@@ -78,7 +79,8 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
-    _sync(path.parent)
+    if flushed:
+        _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:
@@ -122,12 +124,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(
+    path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], flushed: bool = True
+) -> None:
     """Write a table to `path` atomically; None is an empty field."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    with replacing(path, flushed=flushed) as temporary:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
 
 
 def cache_folder() -> Path:
