@@ -128,11 +128,13 @@ def write_csv(
     path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], flushed: bool = True
 ) -> None:
     """Write a table to `path` atomically; None is an empty field."""
-    with replacing(path, flushed=flushed) as temporary:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
+    with (
+        replacing(path, flushed=flushed) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def cache_folder() -> Path:
