@@ -448,9 +448,9 @@ def test_a_run_stopped_before_its_history_was_written(run, small):
     code = (
         "import sys; from manualnn import cli, experiment\n"
         "write = experiment.write_history\n"
-        "def stop(path, records):\n"
+        "def stop(path, records, flushed=True):\n"
         "    if records[-1].epoch == 2: raise KeyboardInterrupt\n"
-        "    write(path, records)\n"
+        "    write(path, records, flushed)\n"
         "experiment.write_history = stop\n"
         f"sys.argv = ['manualnn', *{[*map(str, whole), '--out', 'broken']}]\n"
         "cli.main()"

@@ -260,11 +260,18 @@ def test_a_signal_while_a_run_is_finished_stops_what_comes_next(run, folder, mon
 def test_a_lost_terminal_is_no_error(folder, tmp_path):
     """As when a connection breaks: nobody reads what is written any more."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "manualnn", "train", "--data-dir", folder, "--device", "cpu"]
-    command += ["--epochs", "100000", "--set", "data.valid=60", "--out", tmp_path / "out"]
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, cwd=ROOT
+    options = ["train", "--data-dir", folder, "--device", "cpu", "--epochs", "100000"]
+    options += ["--set", "data.valid=60", "--out", tmp_path / "out"]
+    script = (
+        "import signal, sys; from manualnn import cli\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # where nohup runs the tests
+        f"sys.argv = ['manualnn', *{[*map(str, options)]}]\n"
+        "cli.main()"
     )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, cwd=ROOT,
+    )  # fmt: skip
     os.close(theirs)
     deadline = time.monotonic() + 60
     while not (tmp_path / "out" / "history.csv").exists() and time.monotonic() < deadline:
