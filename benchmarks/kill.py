@@ -23,7 +23,7 @@ import torch
 
 from manualnn.config import load_config
 from manualnn.errors import InputError
-from manualnn.network import read_tensors
+from manualnn.safe import read_tensors
 
 COMMON = ["data.train_samples=3000", "data.valid=500", "train.checkpoint_every_steps=25"]
 WORKS = {

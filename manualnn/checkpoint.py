@@ -11,7 +11,7 @@ import torch
 
 from .errors import InputError
 from .files import replacing
-from .network import read_tensors
+from .safe import read_tensors
 
 LAST, PREVIOUS = "checkpoint.pt", "checkpoint-before.pt"
 

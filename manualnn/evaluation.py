@@ -6,6 +6,7 @@ Shapes: N samples, K classes.
 import math
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,23 @@ def find_weights(name: Path | str) -> Path:
         raise
 
 
+def find_described(name: Path | str) -> Path:
+    """The weights file or config that is meant: a path, a run folder, or a shipped name of either.
+
+    Raises InputError.
+    """
+    path = Path(name)
+    inside = [path / file for file in ("weights.pkl", "config.toml") if (path / file).is_file()]
+    if inside or path.suffix == ".pkl":
+        return inside[0] if inside else find_weights(path)
+    try:
+        return find_shipped(path, "configs", ".toml", "config")
+    except InputError:
+        with suppress(InputError):
+            return find_weights(path)
+        raise
+
+
 def newest_run(name: str = "", file: str = "config.toml") -> Path | None:
     """The first of `runs_called`, if there is one."""
     return next(iter(runs_called(name, file)), None)
@@ -253,23 +271,12 @@ def summarise(name: Path | str, data_dir: Path | str | None = None) -> dict[str,
     the first's), `parameters` their sum, and of weights `meta` what else they hold. Raises
     InputError.
     """
-    path = Path(name)
-    inside = [path / file for file in ("weights.pkl", "config.toml") if (path / file).is_file()]
-    path = inside[0] if inside else path
-    meta: dict[str, Any] = {}
+    path, meta = find_described(name), dict[str, Any]()
     if path.suffix == ".pkl":
-        path = find_weights(path)
         weights = load_weights(path)
         network = weights.network
         meta = {k: v for k, v in weights.meta.items() if k not in ("layers", "shape")}
     else:
-        try:
-            path = find_shipped(path, "configs", ".toml", "config")
-        except InputError as error:
-            try:
-                return summarise(find_weights(path))
-            except InputError:
-                raise error from None
         network = describe(load_config(path).populations()[0], data_dir)
     return {
         "source": str(path),

@@ -13,7 +13,6 @@ Shapes: R replicas, B samples, K outputs.
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,7 @@ from torch import Tensor
 from .config import Config, load_config
 from .differences import Function, Report, differences, judge
 from .errors import InputError
-from .evaluation import describe, find_weights
-from .files import find_shipped
+from .evaluation import describe, find_described
 from .layers import Layer, MaxPool2d, ReLU
 from .losses import LOSSES, outputs
 from .network import Network, load_weights
@@ -58,7 +56,7 @@ def cases(
 ) -> list[Case]:
     """What there is to check of a config (of its networks that differ in layers, loss or penalties
     each) or of trained weights; names as in `summary`. Raises InputError."""
-    path = _find(name)
+    path = find_described(name)
     if path.suffix != ".pkl":
         return list(_of_config(load_config(path, sets), data_dir, seed))
     if sets:
@@ -68,20 +66,6 @@ def cases(
     if not bool(network.theta.isfinite().all()):
         raise InputError(f"{path}: its weights are not finite, so they have no gradient")
     return [Case(str(path), network, weights.meta.get("loss", "cross_entropy"))]
-
-
-def _find(name: str) -> Path:
-    """The weights file or config that is meant."""
-    path = Path(name)
-    inside = [path / file for file in ("weights.pkl", "config.toml") if (path / file).is_file()]
-    if inside or path.suffix == ".pkl":
-        return inside[0] if inside else find_weights(path)
-    try:
-        return find_shipped(path, "configs", ".toml", "config")
-    except InputError:
-        with suppress(InputError):
-            return find_weights(path)
-        raise
 
 
 def _of_config(config: Config, data_dir: Path | str | None, seed: int) -> Iterator[Case]:

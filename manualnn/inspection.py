@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .errors import InputError
 from .evaluation import find_weights
-from .network import load_weights, read_tensors
-from .safe import scan, shown
+from .network import load_weights
+from .safe import read_tensors, scan, shown
 
 CHUNK = 2**20  # numbers looked at at a time
 FOLDER = ("weights.pkl", "checkpoint.pt")

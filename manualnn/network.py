@@ -21,8 +21,7 @@ from .files import replacing
 from .layers import ChannelsLast, Conv2d, Dropout, Layer, arrange_pooling, build_layers
 from .losses import LOSSES, decide, outputs
 from .parameters import Layout
-from .safe import read_tensors as read_tensors  # others import it from here
-from .safe import shown
+from .safe import read_tensors, shown
 from .workspace import Workspace, generator
 
 INIT_STREAM = 0x1417

@@ -14,7 +14,7 @@ from .circumstances import circumstances
 from .config import load_config, parse_config
 from .errors import InputError
 from .experiment import MEASURES, Run, to_json, write_history
-from .network import read_tensors
+from .safe import read_tensors
 
 CIRCUMSTANCES = (
     *("config_sha256", "data_sha256", "device", "processor", "threads", "versions", "commit"),
