@@ -212,6 +212,7 @@ def random_labels(
         what = ", ".join(off) or "none was on"
         print(f"regularisation and augmentation are off ({what})", file=sys.stderr)
     followed = [(run.folder, _follow(run, quiet, folder)) for run in runs]
+    _go_on_alone()
     result = memorise.summarise(folder, [path for path, _ in followed])
     if json_:
         from .experiment import to_json
@@ -261,6 +262,7 @@ def compare(
 
         run = experiment.Run(resolved, out, device, resume)
         _follow(run, quiet)
+        _go_on_alone()
         folder = run.folder
 
     from . import compare as comparing
@@ -402,14 +404,14 @@ def sweep(
     flags = {"train.epochs": epochs, "train.seeds": many, **data_flags(data, data_dir)}
     gridded = load_config(config, set_, flags, grid)
 
-    from . import experiment
+    from . import distributed, experiment
     from . import sweep as sweeping
 
     name = f"{gridded.name}-sweep"
     run = experiment.Run(sweeping.configure(gridded, name), out, device, resume)
     _follow(run, quiet)
-    result = sweeping.summarise(run.folder, gridded)
-    if not json_:
+    result = distributed.on_main(lambda: sweeping.summarise(run.folder, gridded))
+    if not json_ and FIRST:
         print("\n".join(sweeping.table(result["rows"], most)))
         print(f"\n{textwrap.fill(result['findings'], 100)}\n")
         names = ("sweep.csv", "sweep.json", "marginals.png", "heatmaps.png", "best-curves.png")
@@ -418,6 +420,7 @@ def sweep(
     if retrain:
         best = sweeping.retrain(run.folder, gridded, range(retrain), device, resume)
         metrics = _follow(best, quiet, run.folder)
+        _go_on_alone()
         predictions = sweeping.write_predictions(best.folder, best.config.data, device)
         result |= {"retrained": metrics | {"out": str(best.folder)}}
         if not json_:
@@ -781,19 +784,35 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+# Whether torchrun started this process as one of several, and first; what these do together.
+SEVERAL = int(os.environ.get("WORLD_SIZE", "1")) > 1
+FIRST = not SEVERAL or os.environ.get("RANK") == "0"
+TOGETHER = ("train", "compare", "sweep", "random-labels")
+
+
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if SEVERAL and context.invoked_subcommand not in TOGETHER:
+        raise InputError(
+            f"torchrun starts several processes for {', '.join(TOGETHER)}; run"
+            f" {context.invoked_subcommand} without it"
+        )
 
 
 def main() -> None:
     """Run the command line; bad input is one line on stderr and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        if SEVERAL:
+            from .distributed import as_one
+
+            code = as_one(lambda: app(standalone_mode=False))
+        else:
+            code = app(standalone_mode=False)
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -814,6 +833,12 @@ def main() -> None:
             print(f"error: {text} (see --help)", file=sys.stderr)
         code = getattr(error, "exit_code", 2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _go_on_alone() -> None:
+    """Of several processes only the first writes and prints what comes now."""
+    if not FIRST:
+        raise typer.Exit
 
 
 def _follow(run: "Run", quiet: bool, out: Path | None = None) -> dict[str, Any]:
@@ -870,6 +895,8 @@ def _stopped_by_signals(run: "Run", received: list[int]) -> Iterator[None]:
         if run.stopping:
             raise KeyboardInterrupt
         run.stop()
+        if not FIRST:
+            return
         try:  # not print, which a signal must not enter twice
             os.write(2, b"stopping as soon as all is saved; the next signal stops at once\n")
         except OSError:  # the terminal is gone

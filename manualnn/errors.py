@@ -11,8 +11,11 @@ class InputError(ValueError):
 
     The message is one line: what is wrong, where (file, key), what to do. The command line prints
     it and exits with code 2; in Python it is an ordinary `ValueError`. What it quotes may be of any
-    length and hold anything, also what a terminal would obey: it is cut and escaped.
+    length and hold anything, also what a terminal would obey: it is cut and escaped. `everywhere`
+    marks one that all of several processes raise.
     """
+
+    everywhere = False
 
     def __str__(self) -> str:
         line = printable(" ".join(super().__str__().split()))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import plots
+from . import distributed, plots
 from .config import Population, data_flags, load_config
 from .data import (
     Dataset,
@@ -44,11 +44,16 @@ RUNS = Path("runs")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA where it works, else the CPU. Raises InputError."""
+    """The device called `name`; "auto" is CUDA where it works, else the CPU. Raises InputError.
+
+    Of the processes that torchrun starts on a machine each has the GPU of its local rank.
+    """
     # With several streams, as graphs have, cuBLAS gives the same bits only with buffers of its own.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and distributed.launched():
+        name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError:

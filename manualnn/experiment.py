@@ -6,16 +6,17 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
-from . import checkpoint, plots
+from . import checkpoint, distributed, plots
 from . import config as configs
 from .checkpoint import LAST, PREVIOUS
 from .circumstances import circumstances, data_digest, digest
@@ -146,6 +147,24 @@ def _parts(population: Population, sizes: list[int]) -> list[Population]:
     return [replace(population, replicas=population.replicas[a:b]) for a, b in pairwise(ends)]
 
 
+def join(device: str, config: Config) -> None:
+    """Where torchrun started several processes, meet the others; all have the same config.
+
+    Raises InputError, or LostPeerError where one does not come.
+    """
+    if not distributed.launched():
+        return
+    distributed.start(choose_device(device))
+    distributed.agree(
+        {
+            "config": digest(config),
+            "version of manualnn": package_version(),
+            "version of torch": str(torch.__version__),
+            "kind of processor": torch.backends.cpu.get_cpu_capability(),
+        }
+    )
+
+
 class Run:
     """A config's networks with a folder: iterate `train()`, then read `metrics`.
 
@@ -156,6 +175,9 @@ class Run:
 
     The folder is locked until training ends. After `stop()` training saves and ends at
     the next event, `stopped` being true.
+
+    Of the processes that torchrun starts each makes the same Run and iterates it, and rank 0 alone
+    reads and writes the folder. Where torchrun has started them again, they resume the run.
     """
 
     def __init__(
@@ -170,15 +192,11 @@ class Run:
         self.metrics: dict[str, Any] | None = None
         self.stopping = self.stopped = False
         self._digest = digest(config)
-        self.folder = out or new_folder(config.name, resume)
-        held = _holds_run(self.folder)
-        if held and not resume:
-            raise _held_error(self.folder)
-        if held:
-            _check_same(config, self.folder / "config.toml")
-            self.metrics = _read_metrics(self.folder / "metrics.json")
-            if self.metrics:
-                return
+        join(device, config)
+        opened = distributed.on_main(lambda: self._open(out, resume or distributed.restarted()))
+        self.folder, held, self.metrics = opened
+        if self.metrics:
+            return
         self.device = choose_device(device)
         # Of the populations before the current one, and what a checkpoint holds besides its state:
         self.number = 0
@@ -189,15 +207,15 @@ class Run:
         self.sizes: list[list[int]] = []  # of each population the numbers of networks at once
         self.data_digests: list[str] = []
         self._digested: Dataset | None = None
-        state = None
-        if held:
-            with writing(f"--out {self.folder}"):
-                self._lock()
-                state = self._restore()
+        self._agreed: Dataset | None = None
+        self._held: FileLock | None = None
+        found = distributed.on_main(self._last_checkpoint) if held else None
+        state = self._restore(*found) if found else None
         self.populations = self.config.populations()
         self._data: dict[str, Data] = {}
         if not self.sizes:  # all must be possible before one is trained
-            self.sizes = [split(p, self.device, self._data) for p in self.populations]
+            sizes = [self._alike(split, population) for population in self.populations]
+            self.sizes = distributed.gathered(sizes)[0]
         self.populations = list(chain.from_iterable(map(_parts, self.populations, self.sizes)))
         networks = [(r.label, r.seed) for p in self.populations for r in p.replicas]
         self.several = len(networks) > 1
@@ -207,6 +225,27 @@ class Run:
         if state is not None:
             self._resume(state)
             self.saved = self._position()
+        self.folder = distributed.on_main(lambda: self._write_config(out, held))
+
+    def _open(self, out: Path | None, resume: bool) -> tuple[Path, bool, dict[str, Any] | None]:
+        """The folder, whether it holds this run, and its metrics if that is finished."""
+        folder = out or new_folder(self.config.name, resume)
+        held = _holds_run(folder)
+        if held and not resume:
+            raise _held_error(folder)
+        if not held:
+            return folder, held, None
+        _check_same(self.config, folder / "config.toml")
+        return folder, held, _read_metrics(folder / "metrics.json")
+
+    def _last_checkpoint(self) -> tuple[Path, Any] | None:
+        """Lock the folder; its last checkpoint."""
+        with writing(f"--out {self.folder}"):
+            self._lock()
+            return checkpoint.read(self.folder)
+
+    def _write_config(self, out: Path | None, held: bool) -> Path:
+        """Lock a folder that does not hold the run yet, and write the config; the folder."""
         made = out is None or not out.exists()
         with writing(f"--out {self.folder}"):
             if not held:
@@ -214,12 +253,17 @@ class Run:
             try:
                 write_text(self.folder / "config.toml", self.config.to_toml())
             except OSError:
-                self._held.release()
+                self._release()
                 with suppress(OSError):
                     (self.folder / LOCK).unlink()
                     if made:
                         self.folder.rmdir()
                 raise
+        return self.folder
+
+    def _alike(self, work: Callable[..., Any], population: Population) -> Any:
+        """What `work` makes of a population, once all processes have read the same data for it."""
+        return distributed.together(lambda: work(population, self.device, self._data))
 
     @property
     def records(self) -> list[Record]:
@@ -235,19 +279,26 @@ class Run:
             return
         self._saver = checkpoint.Saver(self.folder)
         try:
-            try:
-                yield from self._train()
-            finally:
-                self._saver.flush()
+            with self._keeping():
+                try:
+                    yield from self._train()
+                finally:
+                    self._saver.flush()
             if not self.stopped:
-                self._finish()
+                self.metrics = distributed.on_main(self._finish)
+        finally:
+            self._release()
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Say what is kept where a file cannot be written."""
+        try:
+            yield
         except OSError as error:
             raise InputError(
                 f"{self.folder}: cannot be written: {error.strerror or error}; what was saved"
                 " before is kept, and --resume goes on from it"
             ) from None
-        finally:
-            self._held.release()
 
     training: Training
 
@@ -260,10 +311,12 @@ class Run:
                     self.notes.append(asdict(event))
                 elif isinstance(event, list):
                     self._save_epoch()
-                elif self.stopping or self._is_due():
+                elif self._is_due():
                     self._save()
                 yield event
-                if self.stopping and self._saved_step == self.training.step_number:
+                if not isinstance(event, Note) and distributed.most(self.stopping):
+                    if self._saved_step != self.training.step_number:
+                        self._save()
                     self.stopped = True
                     return
             self._end_population()
@@ -275,7 +328,11 @@ class Run:
     def _begin(self) -> None:
         if self.__dict__.pop("training", None):  # the memory of the last, before that of the next
             gc.collect()
-        self.training, self.dataset = build(self.populations[self.number], self.device, self._data)
+        self.training, self.dataset = self._alike(build, self.populations[self.number])
+        if distributed.world() > 1 and self._agreed is not self.dataset:
+            self._agreed = self.dataset
+            distributed.agree({"data set": data_digest(self.dataset)})
+        distributed.spread(self.training.network.theta)
 
     def stop(self) -> None:
         """Save at the next event of `train()` and end it; may be called by a signal handler."""
@@ -288,8 +345,11 @@ class Run:
     def _save(self, history: bool = False) -> None:
         """Have a checkpoint written, and then the history, if asked for."""
         training = self.training
+        self._saved_step = training.step_number
         state = {name: getattr(self, name) for name in _BEFORE} | {"name": self.config.name}
         state |= {"config": self._digest, "training": training.state()}
+        if not distributed.is_main():
+            return
         state["finished"] = [vars(record) for record in self.finished]
         records, where = self.records if history else None, self._position()
 
@@ -304,7 +364,6 @@ class Run:
                 write_text(self.folder / "config.toml", self.config.to_toml())
 
         self._saver.save(state, then)
-        self._saved_step = training.step_number
 
     def _position(self) -> str:
         """How far the training is."""
@@ -317,9 +376,13 @@ class Run:
     def _save_epoch(self) -> None:
         """After an epoch: the checkpoint, the history, and pictures that are asked for."""
         self._save(history=True)
-        if self.train_plot:
+        if self.train_plot and distributed.is_main():
             self._draw_curves()
             self._draw_first_layer()
+
+    def _release(self) -> None:
+        if self._held:
+            self._held.release()
 
     def _lock(self) -> None:
         """Make the folder this process's own, and clean it of what a killed one left behind."""
@@ -341,12 +404,8 @@ class Run:
                     raise
             self.folder = new_folder(self.config.name)
 
-    def _restore(self) -> dict[str, Any] | None:
-        """Take over what is finished; the state of the training that was going on, if any was."""
-        found = checkpoint.read(self.folder)
-        if found is None:
-            return None
-        path, state = found
+    def _restore(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+        """Take over what is finished; the state of the training that was going on."""
         self._restored = path
         try:
             if state["config"] != self._digest:
@@ -408,6 +467,8 @@ class Run:
             if target:
                 row["epochs_to_target"] = epochs_to(records, target)
             self.runs.append(row)
+            if not distributed.is_main():
+                continue
             path = self._weights_path(row)
             layers = population.layers(replica)
             save_weights(
@@ -434,7 +495,12 @@ class Run:
             return self.folder / "weights.pkl"
         return self.folder / "weights" / f"{self.files[row['run'], row['seed']]}.pkl"
 
-    def _finish(self) -> None:
+    def _finish(self) -> dict[str, Any]:
+        """Write what a finished run has; its metrics."""
+        with self._keeping():
+            return self._write_results()
+
+    def _write_results(self) -> dict[str, Any]:
         write_history(self.folder / "history.csv", self.finished)
         best = _best(self.runs)
         if self.several:
@@ -460,6 +526,7 @@ class Run:
         for name in (PREVIOUS, LOCK):  # nobody trains in the folder of a finished run
             with suppress(OSError):
                 (self.folder / name).unlink()
+        return self.metrics
 
     def _draw_curves(self) -> None:
         members = self.config.members()
@@ -622,7 +689,10 @@ def _summary(runs: list[dict[str, Any]], best: int) -> dict[str, Any]:
 
 def new_folder(name: str, resume: bool = False) -> Path:
     """`runs/NAME`, with a number where that exists; with `resume` the newest one there is."""
-    if resume and (newest := newest_run(name)):
+    newest = newest_run(name) if resume else None
+    # Restarted before there was a folder? Then a finished one is of another start.
+    finished = newest and distributed.restarted() and (newest / "metrics.json").exists()
+    if newest and not finished:
         return newest
     folder, number = RUNS / name, 2
     while folder.exists():

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import plots
+from . import distributed, plots
 from .config import Config, load_config, parse_config, put
 from .data import load
 from .diagnosis import guess_loss as guess_of
 from .errors import InputError
 from .evaluation import choose_device, newest_run
-from .experiment import Run, build, new_folder, to_json
+from .experiment import Run, build, join, new_folder, to_json
 from .files import write_text
 from .results import read_run
 
@@ -136,6 +136,7 @@ def runs(
     Without `samples`, or with one number, the folder is that of the only run. `labels`, if given,
     must be 2 or how many classes the data set has. Raises InputError, for all before the first.
     """
+    join(device, config)
     settings = config.members()[0].data
     if labels > 2:
         dataset = load(settings.name, settings.place, ("train",), class_names=settings.class_names)
@@ -143,8 +144,13 @@ def runs(
         if classes != labels:
             own = f"2, or {classes}" if classes > 2 else "2"
             raise InputError(f"--labels {labels}: use {own}, the classes of {settings.name}")
-    began = newest_run(config.name, "samples-*/config.toml") if resume and samples[1:] else None
-    folder = out or began or new_folder(config.name, resume and not samples[1:])
+
+    def choose() -> Path:
+        began = newest_run(config.name, "samples-*/config.toml") if resume and samples[1:] else None
+        return out or began or new_folder(config.name, resume and not samples[1:])
+
+    resume = resume or distributed.restarted()
+    folder = distributed.on_main(choose)
     if len(samples) <= 1:
         only = _with_samples(config, samples[0]) if samples else config
         return folder, iter([Run(only, folder, device, resume)])

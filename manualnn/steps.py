@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import distributed
 from .capture import Replay
 from .config import Replica, Train
 from .data import Prepared
@@ -70,6 +71,10 @@ class Tally:
         if self._count == len(room):
             self._measure()
 
+    def count_in(self, sums: Tensor) -> None:
+        """Add the sums (2, R) of a step that was measured elsewhere."""
+        self._totals.add_(sums)
+
     def totals(self) -> Tensor:
         """(2, R) float64: the sum over the samples of the loss, and how many were decided right."""
         if self._count:
@@ -120,13 +125,17 @@ def measure(loss: Loss, logits: Tensor, y: Tensor, workspace: Workspace, totals:
 class Batch:
     """What the steps on batches of one size share: buffers for the indices (R or 1, B) of samples,
     the samples x (R or 1, B, ...) and y (R or 1, B), and the logits (R, B, K); and what a step does
-    with them: `shares` may go side by side, and then comes `finish`."""
+    with them: `shares` may go side by side, then comes `finish`, and between them `report` where
+    processes train together. These are the samples from `first` on of a batch of `whole`."""
 
     shares: list[Replay]
+    report: Replay
     finish: Replay
 
-    def __init__(self, index: Tensor, data: Prepared, network: Network) -> None:
-        self.data = data
+    def __init__(
+        self, index: Tensor, data: Prepared, network: Network, first: int, whole: int
+    ) -> None:
+        self.data, self.first, self.whole = data, first, whole
         with torch.inference_mode(False):
             self.index = index.new_empty(index.shape)
             # Each replica's starts aligned, as products of one column choose their order by it.
@@ -167,7 +176,8 @@ class Steps:
     that they need. What kind of step it is does not depend on the part.
 
     `schedule` are the arguments of `manualnn.optimizers.schedule` besides the step; `class_weights`
-    (R, K) scale the gradient of a sample by its class.
+    (R, K) scale the gradient of a sample by its class. With `together` each process has a portion
+    of each batch, and the sum of all gradients: the losses and hits travel in the same message.
     """
 
     def __init__(
@@ -180,6 +190,7 @@ class Steps:
         schedule: dict[str, Any],
         class_weights: Tensor | None = None,
         hands: int = 1,
+        together: bool = False,
     ) -> None:
         replicas = population[part]
         self.network, self.data, self.settings, self.replicas = network, data, settings, replicas
@@ -205,10 +216,17 @@ class Steps:
         )
         self.penalty = Penalty(column("l1"), column("l2") * coupled, mask)
         # Plain gradient descent goes into the products: W += x^T (-learning_rate dy).
-        self.plain = settings.optimizer.name == "sgd" and all(r.plain for r in population)
+        plain = settings.optimizer.name == "sgd" and all(r.plain for r in population)
+        self.plain = plain and not together  # what others add is not in the products
+        self.together = together
+        # The gradient, and behind it what travels with it.
+        self._message = theta.new_zeros(theta.numel() + 2 * len(replicas) + 1)
+        self._sums = self._message[theta.numel() : -1].view(2, -1)
+        self._counted = torch.zeros((), dtype=torch.float64, device=theta.device)
         self.hands = []
-        for _ in range(hands):
-            grad = torch.zeros_like(theta)
+        for number in range(hands):
+            first = self._message[: theta.numel()].view(theta.shape)
+            grad = torch.zeros_like(theta) if number else first
             workspace = Workspace(
                 theta.dtype, theta.device, LOW.get(settings.precision), settings.compile
             )
@@ -232,18 +250,26 @@ class Steps:
                 self._step(index, number)
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
+        if self.together:
+            counted, expected = int(self._counted), sum(index.shape[1] for index in batches)
+            self._counted.zero_()
+            if counted != expected:
+                raise RuntimeError(f"the processes trained on {counted} samples of {expected}")
 
     def _step(self, index: Tensor, number: int) -> None:
-        count = index.shape[1]
-        if count not in self._batches:
-            self._batches[count] = self._prepare(Batch(index, self.data, self.network))
-        batch = self._batches[count]
+        whole = index.shape[1]
+        own = distributed.portion(whole) if self.together else slice(0, whole)
+        index, count = index[:, own], own.stop - own.start
+        if whole not in self._batches:
+            batch = Batch(index, self.data, self.network, own.start, whole)
+            self._batches[whole] = self._prepare(batch)
+        batch = self._batches[whole]
         batch.index.copy_(index)
         self._set_rate(schedule(step=number, **self.schedule))
         self.optimizer.prepare(self.rate, number + 1)
         if self._random:
             self._clock.fill_(number << 32)
-        if self.data.augment:
+        if self.data.augment and count:
             batch.gather(slice(count))
             seeds = [r.seed for r in self.replicas]
             if self.settings.shared_batches or not self.settings.shuffle:
@@ -251,8 +277,9 @@ class Steps:
             workspace = self.hands[0].workspace
             workspace.begin(("augment", count))
             batch.x.copy_(self.data.augment.apply(batch.x, seeds, number, workspace))
-        if self._crew is None:
-            batch.shares[0]()
+        if self._crew is None or not count:
+            for share in batch.shares:
+                share()
         else:
             others = [self._crew.submit(self._help, share) for share in batch.shares[1:]]
             try:
@@ -261,8 +288,15 @@ class Steps:
                 wait(others)
             for other in others:
                 other.result()
+        if not self.together:
+            batch.finish()
+            self.tally.add(batch.logits, batch.y)
+            return
+        batch.report()
+        distributed.add_up(self._message)
+        self.tally.count_in(self._sums)
+        self._counted.add_(self._message[-1])
         batch.finish()
-        self.tally.add(batch.logits, batch.y)
 
     @staticmethod
     def _help(share: Replay) -> None:
@@ -282,12 +316,12 @@ class Steps:
         how = "graph" if self.network.theta.is_cuda else "calls"
         how = "compile" if self.settings.compile else how
         count = batch.y.shape[1]
-        most = count
+        most = max(1, count)
         if self.network.convolutional and how == "calls":
             most = max(1, PIECE // self.network.activations)
-        hands = self.hands[: -(-count // most)]
+        hands = self.hands[: max(1, -(-count // most))]
         share = -(-count // len(hands))
-        each = -(-share // most)  # pieces of a share
+        each = max(1, -(-share // most))  # pieces of a share
         pieces = evenly(count, each * len(hands))
         shares = [pieces[i : i + each] for i in range(0, len(pieces), each)]
         hands = hands[: len(shares)]
@@ -296,7 +330,9 @@ class Steps:
             Replay(partial(self._backpropagate, batch, pieces, hand, alone), how)
             for pieces, hand in zip(shares, hands, strict=True)
         ]
-        finish = partial(self._finish, hands, alone)
+        report = partial(self._report, batch, hands)
+        batch.report = Replay(report, "calls" if not count else how)
+        finish = partial(self._finish, [] if self.together else hands[1:], alone)
         batch.finish = Replay(finish, "calls" if alone else how)  # nothing makes no graph
         return batch
 
@@ -307,17 +343,17 @@ class Steps:
         W += x^T (-learning_rate dy), dx of the old W before it.
         """
         network, settings, workspace = self.network, self.settings, hand.workspace
-        count = batch.y.shape[1]
         for number, piece in enumerate(pieces):
             batch.gather_labels(piece)
             if not self.data.augment:
                 batch.gather(piece)
             x, y = batch.x[:, piece], batch.y[:, piece]
-            noise = Noise(self._noise_seeds, self._clock, piece.start)
+            noise = Noise(self._noise_seeds, self._clock, batch.first + piece.start)
             workspace.begin(("train", x.shape[1]), noise)
             logits, caches = network.forward(x.expand(network.replicas, *x.shape[1:]), workspace)
             batch.logits[:, piece].copy_(logits)
-            dlogits = self.loss.gradient(logits, y, workspace, settings.label_smoothing, count)
+            smoothing = settings.label_smoothing
+            dlogits = self.loss.gradient(logits, y, workspace, smoothing, batch.whole)
             if self.class_weights is not None:
                 scale = workspace.empty(logits.shape[:2])
                 torch.gather(self.class_weights, 1, y.expand(scale.shape), out=scale)
@@ -328,12 +364,27 @@ class Steps:
             else:
                 network.backward(dlogits, caches, hand.grads, workspace, beta=int(number > 0))
 
-    def _finish(self, hands: list[Hand], alone: bool) -> None:
+    def _report(self, batch: Batch, hands: list[Hand]) -> None:
+        """What the other processes need of this one's portion: the sums over its samples of the
+        gradients, which are divided by the whole batch's size, losses and hits; and their number.
+        """
+        if not hands:
+            self._message.zero_()
+            return
+        for other in hands[1:]:
+            hands[0].grad.add_(other.grad)
+        workspace = hands[0].workspace
+        workspace.begin(("report", batch.y.shape[1]))
+        self._sums.zero_()
+        measure(self.loss, batch.logits, batch.y, workspace, self._sums)
+        self._message[-1:].fill_(batch.y.shape[1])
+
+    def _finish(self, others: list[Hand], alone: bool) -> None:
         """Sum the gradients and update the parameters."""
         if alone:
             return
-        theta, grad = self.network.theta, hands[0].grad
-        for other in hands[1:]:
+        theta, grad = self.network.theta, self.hands[0].grad
+        for other in others:
             grad.add_(other.grad)
         self.penalty.add(theta, grad)
         self.optimizer.step(theta, grad, self.rate)

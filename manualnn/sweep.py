@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import config as configs
-from . import plots
+from . import distributed, plots
 from .config import Config, word
 from .data import csv_files, load
 from .errors import InputError
@@ -286,7 +286,7 @@ def retrain(
 
     The run is measured on the test set, which had no part in the choice.
     """
-    best = read_points(folder, config)[0]
+    best = distributed.on_main(lambda: read_points(folder, config)[0])
     runs = {run.label: run for run in config.expand().members()}
     chosen = replace(runs[best.label], name=f"{config.name}-best", label="")
     data = replace(chosen.data, use_test=True)

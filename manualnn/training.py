@@ -6,7 +6,7 @@ Shapes: R replicas, B samples of a batch, N samples of the training part, P para
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import diagnosis
+from . import diagnosis, distributed
 from .config import Replica, Train
 from .data import Prepared, Samples
 from .errors import InputError
@@ -116,9 +116,17 @@ class Training:
         if settings.compile:
             torch.compiler.reset()  # it keeps a few of the functions of one name only
         batch_size = min(batch_size, samples)
-        self.parts, self.workers, self.hands, self.threads = divide(
-            network, batch_size, settings.compile
+        # Of several processes each trains networks of its own, or where these are too few a portion
+        # of each batch.
+        self.apart = 1 < distributed.world() <= len(replicas)
+        self.together = distributed.world() > 1 and not self.apart
+        own = distributed.portion(len(replicas)) if self.apart else slice(0, len(replicas))
+        parts, self.workers, self.hands, self.threads = divide(
+            network.part(own), batch_size, settings.compile
         )
+        if self.together:  # one message for a step
+            parts, self.workers = [own], 1
+        self.parts = [slice(own.start + part.start, own.start + part.stop) for part in parts]
         self._measuring = max(1, torch.get_num_threads() // self.workers)  # threads
         learned = data.train
         if low := _first_product(network, settings, batch_size, data):
@@ -133,6 +141,7 @@ class Training:
                 self.schedule,
                 None if weights is None else weights[part],
                 self.hands,
+                self.together,
             )
             for part in self.parts
         ]
@@ -205,23 +214,31 @@ class Training:
 
     def totals(self) -> Tensor:
         """(2, R): the sums over the epoch's samples of the losses and of the hits."""
-        return torch.cat([shard.tally.totals() for shard in self.shards], 1)
+        totals = torch.cat([shard.tally.totals() for shard in self.shards], 1)
+        return torch.cat(distributed.gathered(totals), 1) if self.apart else totals
 
     def rate_fraction(self, step: int) -> float:
         """The fraction of the base learning rate that a step of the run uses."""
         return schedule(step=step, **self.schedule)
 
     def state(self) -> dict[str, Any]:
-        """All that a later `restore` needs to go on bit for bit: tensors and plain values."""
+        """All that a later `restore` needs to go on bit for bit: tensors and plain values.
+
+        It is the same in every process, and how many there are has no influence on what it holds.
+        """
+        self._exchange()
+        shards = [(shard.optimizer.state, shard.tally.state()) for shard in self.shards]
+        if self.apart:
+            shards = list(chain.from_iterable(distributed.gathered(shards)))
+        optimizers, tallies = zip(*shards, strict=True)
         return {
             "theta": self.network.theta,
             "strides": self._strides(),
             "optimizer": {
-                name: _joined([shard.optimizer.state[name] for shard in self.shards])
-                for name in self.shards[0].optimizer.state
+                name: _joined([state[name] for state in optimizers]) for name in optimizers[0]
             },
             "kept": self.kept,
-            "tally": self._tally(),
+            "tally": _joined_tallies(tallies),
             "progress": {name: getattr(self, name) for name in _PROGRESS},
             "records": [vars(record) for record in self.records],
         }
@@ -241,14 +258,11 @@ class Training:
             setattr(self, name, state["progress"][name])
         self.records = [Record(**record) for record in state["records"]]
 
-    def _tally(self) -> dict[str, Any]:
-        """The state of all shards' tallies as that of one."""
-        states = [shard.tally.state() for shard in self.shards]
-        joined = dict(states[0])
-        for name, dim in (("totals", 1), ("logits", 0), ("y", 0)):
-            if name in joined:
-                joined[name] = _joined([state[name] for state in states], dim)
-        return joined
+    def _exchange(self) -> None:
+        """Have the parameters of the networks that other processes train."""
+        for source, part in enumerate(distributed.portions(len(self.replicas))):
+            if self.apart:
+                distributed.spread(self.network.theta[part], source)
 
     def _strides(self) -> list[list[int]]:
         """How each parameter lies in a row of theta."""
@@ -265,6 +279,7 @@ class Training:
             self.epoch_seconds += seconds
             samples = min(self.epoch_step * self.settings.batch_size, self.epoch_samples)
             yield Progress(self.epoch + 1, samples, self.epoch_seconds)
+        self._exchange()
         self.epoch += 1
         self.epoch_step = 0
         self.seconds += self.epoch_seconds
@@ -285,7 +300,7 @@ class Training:
                 some = batches[done : done + min(many, until_due)]
                 begin = time.perf_counter()
                 self._steps(some, run)
-                seconds = time.perf_counter() - begin
+                seconds = distributed.most(time.perf_counter() - begin)
                 done += len(some)
                 many = max(1, min(4 * many, int(pause / seconds * len(some))))
                 yield len(some), seconds
@@ -310,6 +325,8 @@ class Training:
                 shard.hands[0].workspace,
             )
             found += [(part.start + r, what, text) for r, what, text in own]
+        if self.apart:
+            found = list(chain.from_iterable(distributed.gathered(found)))
         replicas = range(len(self.replicas))
         if self.epoch == 1 and diagnosis.constant(self.data.train.x):
             text = "all examples are the same: check the files of the data set"
@@ -400,17 +417,23 @@ class Training:
         if samples is None:
             return [(None, None)] * len(self.replicas)
 
-        def work(part: slice, shard: Steps) -> list[tuple[float | None, float | None]]:
+        rows = distributed.portion(len(samples)) if self.together else slice(None)
+        totals = torch.zeros(2, len(self.replicas), dtype=torch.float64, device=self.device)
+
+        def work(part: slice, shard: Steps) -> None:
             own = _of_replicas(samples, part)
+            own = Samples(own.x[rows], own.y[..., rows])
             workspace = self._spare.pop()  # one for each worker, whatever it measures
             try:
                 with threads(self._measuring):
-                    return evaluate(shard.network, own, self.settings.loss, workspace)
+                    add_measured(shard.network, own, self.settings.loss, workspace, totals[:, part])
             finally:
                 self._spare.append(workspace)
 
         with ThreadPoolExecutor(self.workers) as pool:
-            return list(chain.from_iterable(pool.map(work, self.parts, self.shards)))
+            for _ in pool.map(work, self.parts, self.shards):
+                pass
+        return _means(distributed.add_up(totals), len(samples))
 
 
 _PROGRESS = (
@@ -485,6 +508,15 @@ def _joined(tensors: list[Tensor], dim: int = 0) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
+def _joined_tallies(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The states of all shards' tallies as that of one."""
+    joined = dict(states[0])
+    for name, dim in (("totals", 1), ("logits", 0), ("y", 0)):
+        if name in joined:
+            joined[name] = _joined([state[name] for state in states], dim)
+    return joined
+
+
 def _of_replicas(samples: Samples, part: slice) -> Samples:
     """The samples with the labels that the replicas `part` learn."""
     return samples if samples.y.dim() == 1 else Samples(samples.x, samples.y[part])
@@ -518,11 +550,23 @@ def evaluate(
     network: Network, samples: Samples, loss: str, workspace: Workspace | None = None
 ) -> list[tuple[float | None, float | None]]:
     """(mean loss, accuracy in [0, 1]) of each replica, without dropout or label smoothing."""
-    workspace = workspace or Workspace(network.theta.dtype, network.theta.device)
     totals = torch.zeros(2, network.replicas, dtype=torch.float64, device=network.theta.device)
+    workspace = workspace or Workspace(network.theta.dtype, network.theta.device)
+    add_measured(network, samples, loss, workspace, totals)
+    return _means(totals, len(samples))
+
+
+def add_measured(
+    network: Network, samples: Samples, loss: str, workspace: Workspace, totals: Tensor
+) -> None:
+    """Add to `totals` (2, R) the sums over the samples of each replica's losses and hits."""
     for start, logits in network.chunks(samples.x, workspace):
         y = samples.targets[:, start : start + logits.shape[1]]
         with torch.inference_mode():
             measure(LOSSES[loss], logits, y, workspace, totals)
-    losses, accuracies = (totals / len(samples)).tolist()
+
+
+def _means(totals: Tensor, count: int) -> list[tuple[float | None, float | None]]:
+    """Those of `totals` (2, R) over so many samples, each replica's."""
+    losses, accuracies = (totals / count).tolist()
     return list(zip(losses, accuracies, strict=True))

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "manualnn"
 
 # A module imports only modules of lower floors.
 FLOORS = {
-    "errors": 0, "files": 0, "parameters": 0, "workspace": 0,
+    "errors": 0, "distributed": 0, "files": 0, "parameters": 0, "workspace": 0,
     "capture": 1, "layers": 1, "losses": 1, "optimizers": 1, "data": 1, "config": 1, "plots": 1,
     "differences": 1, "own_function": 1, "safe": 1,
     "results": 2, "network": 2, "show": 2,
@@ -23,7 +23,7 @@ FLOORS = {
     "report": 8, "own_gradient": 8, "hand_in": 9, "cli_checks": 10, "cli": 11, "__main__": 12,
 }  # fmt: skip
 # Within floor 0 these build on each other, in this order.
-GROUND = ["errors", "files", "parameters", "workspace"]
+GROUND = ["errors", "distributed", "files", "parameters", "workspace"]
 
 
 def source_violations(module: str, source: str) -> list[str]:
