@@ -207,7 +207,7 @@ class Training:
 
     def _steps_of(self, batches: list[Tensor], i: int) -> None:
         """Train shard i on the batches."""
-        if len(self.parts) > 1 and len(batches[0]) > 1:
+        if len(batches[0]) > 1:
             batches = [index[self.parts[i]] for index in batches]
         with threads(self.threads):
             self.shards[i].train(batches, self.step_number)
