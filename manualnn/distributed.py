@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -82,14 +84,37 @@ def start(device: torch.device) -> None:
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=_seconds)
     with _peers("while the processes find each other"):
-        # Within the agent's store a prefix for each attempt: a restarted group starts afresh.
-        store, number, count = next(dist.rendezvous("env://", timeout=timeout))
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        group = dist.PrefixStore("manualnn", store)
+        shared, number, count = next(dist.rendezvous("env://", timeout=timeout))
+        store = dist.PrefixStore(_meeting(shared, number, count), shared)
         dist.init_process_group(
-            backend, store=group, rank=number, world_size=count, timeout=timeout
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=number,
+            world_size=count,
+            timeout=timeout,
         )
     _store = store
+
+
+def _meeting(store: dist.Store, number: int, count: int) -> str:
+    """A name that only the processes of this start agree on: torchrun's store may still hold what
+    those before a restart left there, as the addresses that they had.
+
+    Each process leaves a fresh word, and the name is made of all of them, once all see the same.
+    """
+    words = [f"manualnn/word/{other}" for other in range(count)]
+    store.set(words[number], uuid4().hex)
+    end = time.monotonic() + _seconds
+    while time.monotonic() < end:
+        if store.check(words):
+            found = b"".join(store.get(word) for word in words)
+            name = f"manualnn/{sha256(found).hexdigest()[:16]}"
+            seen = [f"{name}/seen/{other}" for other in range(count)]
+            store.set(seen[number], "")
+            if store.check(seen):
+                return name
+        time.sleep(0.02)
+    raise RuntimeError("time is over")
 
 
 def end() -> None:
@@ -226,7 +251,7 @@ def _missing() -> str:
     """The processes that do not notice, as this one does, that one is missing."""
     if _store is None:
         return "another process"
-    names = [f"manualnn/noticed/{number}" for number in range(world())]
+    names = [f"noticed/{number}" for number in range(world())]
     try:
         _store.set(names[rank()], "")
         time.sleep(min(1.0, _seconds))  # as the others notice at about the same time
