@@ -74,48 +74,48 @@ def run(work: str, kills: int, draw: random.Random, folder: Path, *more: str) ->
         outcome.runs += 1
         out = folder / f"broken-{outcome.runs}"
         while outcome.kills < kills and not _trained(work, out, draw, outcome, more):
-            outcome.faults += _faults(out)
+            outcome.faults += faults_in(out)
         subprocess.run(command(work, out, *more), check=True, capture_output=True)
-        outcome.faults += _differences(out, whole)
+        outcome.faults += differences(out, whole)
     return outcome
 
 
 def _trained(work: str, out: Path, draw: random.Random, outcome: Outcome, more: tuple) -> bool:
     """Whether a process came to its end before it was killed."""
-    before = _stamp(out)
+    before = stamp(out)
     process = subprocess.Popen(
         command(work, out, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    while process.poll() is None and _stamp(out) == before and not _writes(out):
+    while process.poll() is None and stamp(out) == before and not writes(out):
         time.sleep(0.002)  # it imports, and reads its data
     deadline = time.monotonic() + draw.uniform(0, 1.5)
     at_writing = draw.random() < 0.3
     while process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.0005)
-        if at_writing and time.monotonic() > deadline - 0.5 and _writes(out):
+        if at_writing and time.monotonic() > deadline - 0.5 and writes(out):
             break
     process.kill()
     err = process.communicate()[1].decode()
     if process.returncode == -9:
         outcome.kills += 1
-        outcome.writing += _writes(out)
+        outcome.writing += writes(out)
         return False
     if process.returncode:
         outcome.faults.append(f"{out.name}: exit code {process.returncode}: {err[-300:]}")
     return True
 
 
-def _writes(out: Path) -> bool:
+def writes(out: Path) -> bool:
     """Whether there is a file that is not whole."""
     return any(out.glob(".writing-*"))
 
 
-def _stamp(out: Path) -> int:
+def stamp(out: Path) -> int:
     path = out / "checkpoint.pt"
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def _faults(out: Path) -> list[str]:
+def faults_in(out: Path) -> list[str]:
     """What cannot be read in the folder of a killed process."""
     faults = []
     for path in (out / "checkpoint.pt", out / "checkpoint-before.pt"):
@@ -143,7 +143,7 @@ def _history(out: Path) -> list[dict[str, str]]:
         return [{**row, "seconds": ""} for row in csv.DictReader(file)]
 
 
-def _differences(out: Path, whole: Path) -> list[str]:
+def differences(out: Path, whole: Path) -> list[str]:
     faults = []
     for path in (*whole.glob("weights.pkl"), *whole.glob("weights/*.pkl")):
         ours, theirs = torch.load(out / path.relative_to(whole)), torch.load(path)
