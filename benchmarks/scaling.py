@@ -17,6 +17,7 @@ take turns, and each has one thread.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -24,11 +25,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from manualnn import distributed
 from manualnn.config import parse_config
@@ -75,31 +80,46 @@ def training(layers: tuple, batch_size: int, rows: int) -> Training:
     return Training(network, data, config.train, list(population.replicas), "he")
 
 
-def seconds_of_step(made: Training, at_least: float = 0.6) -> float:
-    """Median over some steps, each timed alone."""
-    batches = [index for index in made.batches(1) if index.shape[1] == made.settings.batch_size]
-    made._steps(batches[:5])
-    found: list[float] = []
-    end = time.perf_counter() + at_least
-    # All processes do as many steps, or one would wait for ever.
-    while distributed.most(time.perf_counter() < end) or len(found) < 5:
-        for index in batches[:8]:
-            begin = time.perf_counter()
-            made.step(index)
-            found.append(time.perf_counter() - begin)
-    return statistics.median(found)
-
-
-def seconds_of_message(size: int, at_least: float = 0.15) -> float:
-    tensor = torch.zeros(size // 4)
+def seconds(work: Callable[[], object], at_least: float = 0.5) -> float:
+    """Median over some calls, each timed alone; all processes make as many."""
+    for _ in range(5):
+        work()
     found: list[float] = []
     end = time.perf_counter() + at_least
     while distributed.most(time.perf_counter() < end) or len(found) < 5:
         for _ in range(8):
             begin = time.perf_counter()
-            distributed.add_up(tensor)
+            work()
             found.append(time.perf_counter() - begin)
     return statistics.median(found)
+
+
+def our_step(layers: tuple, batch_size: int, rows: int) -> tuple[Callable[[], None], int]:
+    """A step of manualnn, and the bytes of its message."""
+    made = training(layers, batch_size, rows)
+    batches = itertools.cycle(i for i in made.batches(1) if i.shape[1] == rows)
+    message = made.shards[0]._message
+    return lambda: made.step(next(batches)), message.numel() * message.element_size()
+
+
+def peer_step(layers: tuple, batch_size: int) -> Callable[[], None]:
+    """The same by torch.nn, autograd and DistributedDataParallel."""
+    sizes = [784, *(layer[1] for layer in layers if layer[0] == "linear"), 10]
+    parts = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.ReLU())][:-1]
+    model: nn.Module = nn.Sequential(*parts)
+    if distributed.world() > 1:
+        model = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, fused=True)
+    x, y = torch.randn(4096, 784), torch.arange(4096) % 10
+    index = torch.randperm(4096)[distributed.portion(batch_size)]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x[index]), y[index])
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
 def worker(path: Path) -> None:
@@ -109,12 +129,16 @@ def worker(path: Path) -> None:
     found: dict[str, object] = {}
     for name, (layers, batch_size) in WORKS.items():
         parts = [batch_size] if distributed.world() > 1 else [batch_size // n for n in (4, 2, 1)]
-        made = [training(layers, batch_size, rows) for rows in parts]
-        found[name] = [seconds_of_step(one) for one in made]
-        shard = made[-1].shards[0]
-        found[f"bytes of {name}"] = shard._message.numel() * shard._message.element_size()
+        steps, sizes = zip(*(our_step(layers, batch_size, rows) for rows in parts), strict=True)
+        found[name] = [seconds(step) for step in steps]
+        found[f"bytes of {name}"] = sizes[0]
+        if layers is not CNN:
+            found[f"peer {name}"] = seconds(peer_step(layers, batch_size))
     if distributed.world() > 1:
-        found["messages"] = [seconds_of_message(size) for size in MESSAGES]
+        tensors = [torch.zeros(size // 4) for size in MESSAGES]
+        found["messages"] = [
+            seconds(partial(distributed.add_up, tensor), 0.15) for tensor in tensors
+        ]
     if distributed.is_main():
         path.write_text(json.dumps(found))
     distributed.end()
@@ -173,17 +197,15 @@ def fit(one: dict, two: dict, cores: int, four: dict | None = None) -> Model:
     for name, (_, batch_size) in WORKS.items():
         sizes = np.array([batch_size // n for n in (4, 2, 1)], float)
         # Relative errors count: a small portion matters as much as a large one.
-        seconds = np.array(one[name])
-        columns = np.stack([np.ones(3), sizes], 1) / seconds[:, None]
+        columns = np.stack([np.ones(3), sizes], 1) / np.array(one[name])[:, None]
         c0, c1 = np.linalg.lstsq(columns, np.ones(3), rcond=None)[0]
         compute[name] = (max(0.0, float(c0)), float(c1))
-    rows, seconds = [], []
+    rows = []
     for processes, found in ((2, two), (4, four)):
         for size, taken in zip(MESSAGES, found["messages"] if found else [], strict=False):
             turns = max(1.0, processes / cores) * 2 * (processes - 1)
             rows.append([turns / taken, turns * size / processes / taken])
-            seconds.append(1.0)
-    latency, inverse = np.linalg.lstsq(np.array(rows), np.array(seconds), rcond=None)[0]
+    latency, inverse = np.linalg.lstsq(np.array(rows), np.ones(len(rows)), rcond=None)[0]
     model = Model(compute, 1.0, float(latency), 1 / float(inverse), cores)
     slower = []
     for name in WORKS:
@@ -246,10 +268,15 @@ def main(arguments: list[str] | None = None) -> None:
                 milliseconds(after.step(name, 2, sizes[name])),
                 milliseconds(predicted[name]),
                 milliseconds(after.step(name, 4, sizes[name])),
+                ", ".join(
+                    f"{ours / of[f'peer {name}']:.2f}" if f"peer {name}" in of else "-"
+                    for ours, of in ((alone, one), (pair, two), (many, four))
+                ),
             ]
         )
     heads = ("work", "bytes of a step's message", "1 process, ms", "2", "4", "efficiency of 2, 4",
-             "model: 2", "4, before it was measured", "4, after")  # fmt: skip
+             "model: 2", "4, before it was measured", "4, after",
+             "as a share of DistributedDataParallel's: 1, 2, 4")  # fmt: skip
     gpus = []
     for width in (128, 256, 512, 1024, 2048, 4096):
         parameters = 784 * width + width * width // 2 + 5 * width

@@ -260,8 +260,8 @@ class Training:
 
     def _exchange(self) -> None:
         """Have the parameters of the networks that other processes train."""
-        for source, part in enumerate(distributed.portions(len(self.replicas))):
-            if self.apart:
+        if self.apart:
+            for source, part in enumerate(distributed.portions(len(self.replicas))):
                 distributed.spread(self.network.theta[part], source)
 
     def _strides(self) -> list[list[int]]:
