@@ -6,6 +6,7 @@ from .export import export_csv
 from .idx import read_idx
 from .labels import corrupt, relabel
 from .prepare import Normalization, Prepared, Samples, prepare, split
+from .shards import ShardWriter
 from .sources import DATASETS, Dataset, Examples, example_shape, load, load_source
 from .table import read_examples, read_table
 
@@ -18,6 +19,7 @@ __all__ = [
     "Place",
     "Prepared",
     "Samples",
+    "ShardWriter",
     "are_features",
     "corrupt",
     "csv_files",
