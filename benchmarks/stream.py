@@ -73,7 +73,13 @@ def train(folder: Path, samples: int, epochs: int, memory_mb: int, streamed: boo
             rates.append(len(data.train) / (end - begin))
             begin = time.perf_counter()
     loss = training.records[-1].train_loss
-    return {"rates": rates, "base": base, "resident": resident, "peak": status("VmHWM"), "loss": loss}
+    return {
+        "rates": rates,
+        "base": base,
+        "resident": resident,
+        "peak": status("VmHWM"),
+        "loss": loss,
+    }
 
 
 def child(*arguments: object) -> dict:

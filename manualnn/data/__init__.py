@@ -1,7 +1,7 @@
 """Data sets as tensors: find the files, read them, split, normalise."""
 
 from .augment import Augment
-from .convert import convert
+from .conversion import convert
 from .csv_set import Place, are_features, csv_files
 from .export import export_csv
 from .idx import read_idx

@@ -166,7 +166,12 @@ class Ring:
                 return
             if self._memory is None:
                 size = self._half * (1 if self.layout.whole else 2)
-                self._memory = torch.empty((size, *self.rows.example), dtype=self.rows.dtype)
+                try:
+                    self._memory = torch.empty((size, *self.rows.example), dtype=self.rows.dtype)
+                except RuntimeError as error:
+                    raise InputError(
+                        f"data.memory_mb: is too much for this machine ({error})"
+                    ) from None
             gone = (self._places >= first) & (self._places < first + self._half)
             self._places[gone] = ABSENT
             self._held[half] = -1
@@ -271,12 +276,12 @@ class Streamed:
 def quality(order: Tensor, labels: Tensor, batch_size: int = 64) -> tuple[float, float]:
     """What an order (N,) of samples in files is like, by two figures.
 
-    The correlation of a sample's place in the files with its place in the order: 0 for a full
-    shuffle, with a deviation of 1/sqrt(N); 1 for none. And Pearson's chi-square of the label counts
-    of each batch against those of all, over its degrees of freedom, the mean over the batches: 1
-    for a full shuffle, n for batches of n equal labels out of ten or more classes, about.
+    The correlation of a sample's place in the files with its place in the order: 1 for none, and
+    for a full shuffle 0 with a standard deviation of 1/sqrt(N), for M shuffled blocks of 1/sqrt(M).
 
-    With labels sorted, m blocks of one label each in a window, M in all, and batches of n, it is
+    And Pearson's chi-square of the label counts of a batch against those of all, over its degrees
+    of freedom, the mean over the batches: 1 for a full shuffle, n for batches of n equal labels.
+    With labels sorted, m blocks in a window, M in all, and batches of n, it is
     1 + (n - 1)(1/m - 1/M): the labels of a window are a sample, too.
     """
     turn = torch.arange(len(order), dtype=torch.float64)
