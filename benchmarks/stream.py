@@ -72,14 +72,8 @@ def train(folder: Path, samples: int, epochs: int, memory_mb: int, streamed: boo
         elif isinstance(event, list):
             rates.append(len(data.train) / (end - begin))
             begin = time.perf_counter()
-    loss = training.records[-1].train_loss
-    return {
-        "rates": rates,
-        "base": base,
-        "resident": resident,
-        "peak": status("VmHWM"),
-        "loss": loss,
-    }
+    figures = {"rates": rates, "loss": training.records[-1].train_loss, "resident": resident}
+    return figures | {"base": base, "peak": status("VmHWM")}
 
 
 def child(*arguments: object) -> dict:

@@ -93,4 +93,4 @@ def test_stream(capsys):
     stream.main(arguments)
     out = capsys.readouterr().out
     assert re.search(r"\| stream \| 20,000 \| [\d,]+ \| \d+\.\d+ \| [\d,]+ \|", out)
-    assert re.search(r"\| 2 MB \| 20 \| \d+ \| 16 \| [+-]0\.\d+ \| 1\.\d+ \|", out)
+    assert re.search(r"\| 2 MB \| 16 \| 83 \| 16 \| [+-]0\.\d+ \| [12]\.\d+ \|", out)
