@@ -35,7 +35,7 @@ def convert(
     Numbers that are no bytes become float32; those of a table that are not images remain (M - 1,).
     """
     if name not in NAMES or name == "shards":
-        raise InputError(f"data set {name!r} cannot be converted; {hint(name, NAMES)}")
+        raise InputError(f"data set {name!r} cannot be converted; {hint(name, NAMES[:-1])}")
     if name != "csv":
         assert not isinstance(place, Mapping)
         return _convert_idx(name, place, folder, shard_bytes)

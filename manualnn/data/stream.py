@@ -190,8 +190,8 @@ class Ring:
 class Streamed:
     """Normalised examples (N, ...) that stay in their files, in the place of a tensor of them.
 
-    `order` draws that of an epoch, `gather` takes a batch. A slice is read, normalised and put on
-    the device. The numbers are, bit for bit, those of `Normalization.apply`.
+    `order` draws that of an epoch, `gather` takes a batch. Rows that are asked for by a slice or by
+    indices are read, normalised and put on the device. The numbers are, bit for bit, those of `Normalization.apply`.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class Streamed:
     def new_empty(self, *size: Any) -> Tensor:
         return torch.empty(*size, dtype=self.dtype, device=self.device)
 
-    def __getitem__(self, index: slice) -> Tensor:
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
         x = self.normalization.apply(self.rows[index], self.compute)
         return x.to(self.device, self.dtype)
 
