@@ -1,12 +1,16 @@
 """Data sets as tensors: find the files, read them, split, normalise."""
 
 from .augment import Augment
+from .conversion import convert
 from .csv_set import Place, are_features, csv_files
 from .export import export_csv
 from .idx import read_idx
 from .labels import corrupt, relabel
 from .prepare import Normalization, Prepared, Samples, prepare, split
+from .rows import Rows, Shards, open_shards, verify_shards
+from .shards import ShardWriter
 from .sources import DATASETS, Dataset, Examples, example_shape, load, load_source
+from .stream import Streamed
 from .table import read_examples, read_table
 
 __all__ = [
@@ -17,18 +21,25 @@ __all__ = [
     "Normalization",
     "Place",
     "Prepared",
+    "Rows",
     "Samples",
+    "ShardWriter",
+    "Shards",
+    "Streamed",
     "are_features",
+    "convert",
     "corrupt",
     "csv_files",
     "example_shape",
     "export_csv",
     "load",
     "load_source",
+    "open_shards",
     "prepare",
     "read_examples",
     "read_idx",
     "read_table",
     "relabel",
     "split",
+    "verify_shards",
 ]
