@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, hint
-from ..workspace import Noise, Workspace, clock, generator, mix
+from ..workspace import Noise, Workspace, generator, mix
 from .elastic import STREAM, Distortion
 
 AUGMENT_STREAM = 0xA06A
@@ -92,7 +92,8 @@ class Augment:
         mixed = workspace.constant(
             ("seeds", *seeds), lambda: torch.tensor([[mix(seed, STREAM)] for seed in seeds])
         )
-        noise = Noise(mixed, clock(step).to(x.device), first)
+        now = torch.full((), step << 32, device=x.device)  # a `clock`
+        noise = Noise(mixed, now, first)
         out = workspace.empty((1, x.numel())).view(x.shape)
         distortion = Distortion(self.elastic, self.sigma, self.affine / 100)
         return distortion.apply(x, noise, batch, workspace, out)
