@@ -109,10 +109,9 @@ def test_displacements_are_as_large_as_the_paper_has_them():
     dy, dx = (axis.permute(1, 0, 2).flatten(1) for axis in moved)  # (n, H W)
     for one, other in ((dy, dx), (dy[1:], dy[:-1]), (dx[1:], dx[:-1])):
         assert abs(float((one * other).mean() / one.std() / other.std())) < 0.04
-    one, other = smooth[:, 0, :, 14], smooth[:, 0, :, 18]  # how alike neighbours are
-    expected = float((one * other).mean() / smooth.square().mean())
     one, other = moved[:, :, :, 14], moved[:, :, :, 18]
-    assert float((one * other).mean() / moved.square().mean()) == pytest.approx(expected, abs=0.05)
+    alike = float((one * other).mean() / moved.square().mean())
+    assert alike == pytest.approx(math.exp(-((4 / (2 * sigma)) ** 2)), abs=0.03)
 
 
 def test_a_linear_map_about_the_centre():
