@@ -22,6 +22,7 @@ DEFAULT = "mnist-mlp"
 # Other flags are called as their key ends.
 FLAGS = {"data.name": "--data", "data.train": "--data", "data.dir": "--data-dir"}
 TABLES = ("data", "model", "train")
+FOLDERS = ("csv", "idx", "shards")  # data sets that are where the user says
 DEEPEST = 50  # dots in a key
 PLACES = {"data.dir", "data.train"}
 Column = float | tuple[float, ...]  # a number, or one per replica
@@ -40,10 +41,11 @@ class Data:
     `source` is the file that is split, `use_test` false leaves the test set alone, `permute_seed`
     fixes one random order of the pixels, `augment` is as in `["hflip", "shift:2"]`. `labels` are
     those given or their parity; `corruption` is the fraction of the training labels that random
-    classes replace, `test_labels` what the test set is measured against.
+    classes replace, `test_labels` what the test set is measured against. `memory_mb` is for the
+    training examples of "shards", a folder that may be larger than memory.
     """
 
-    name: Literal["mnist", "fashion-mnist", "kmnist", "idx", "csv"] = "mnist"
+    name: Literal["mnist", "fashion-mnist", "kmnist", "idx", "csv", "shards"] = "mnist"
     dir: str | None = None
     train: str | None = None
     test: str | None = None
@@ -60,6 +62,7 @@ class Data:
     labels: Literal["given", "parity"] = "given"
     corruption: Column = _range(0.0, at_least=0, at_most=1)
     test_labels: Literal["same", "given", "parity", "random"] = "same"
+    memory_mb: int = _range(512, at_least=1)
 
     @property
     def place(self) -> str | dict[str, str] | None:
@@ -71,7 +74,7 @@ class Data:
     def title(self) -> str:
         """What figures call the data: the data set's name, or that of the own folder or file."""
         own = self.train or self.test or self.dir
-        name = Path(own).name if own and self.name in ("csv", "idx") else self.name
+        name = Path(own).name if own and self.name in FOLDERS else self.name
         return f"a split of {name}'s test images" if self.source == "test" else name
 
 
@@ -338,7 +341,7 @@ def load_config(
     # Another data set, or another place of it, takes the place of the file's.
     other, data = flags.get("data.name"), tree.get("data")
     own = data.get("name", "mnist") if isinstance(data, dict) else "mnist"
-    moved = other not in (None, own) and {own, other} & {"csv", "idx"}
+    moved = other not in (None, own) and {own, other} & set(FOLDERS)
     no_csv = other not in (None, "csv")
     dropped = ["data.train", "data.test"] if given & PLACES or no_csv else []
     for key in [*dropped, *(["data.dir"] if given & PLACES or moved else [])]:
@@ -378,12 +381,10 @@ def _assignment(option: str, text: str) -> tuple[str, Any]:
 
 def data_flags(value: str | None, data_dir: str | None) -> dict[str, str | None]:
     """The keys that `--data NAME|PATH` and `--data-dir` set: a path is a CSV file to train on, or a
-    folder of CSV or idx files. Raises InputError."""
+    folder of CSV, idx or shard files. Raises InputError."""
     known = get_args(get_type_hints(Data)["name"])
     path = Path(value or "").expanduser()
-    is_name = value in known and not (
-        value in ("csv", "idx") and data_dir is None and path.is_dir()
-    )
+    is_name = value in known and not (value in FOLDERS and data_dir is None and path.is_dir())
     if value is None or is_name or not (path.exists() or path.suffix or "/" in value):
         return {"data.name": value, "data.dir": data_dir}
     if data_dir is not None:
@@ -393,6 +394,7 @@ def data_flags(value: str | None, data_dir: str | None) -> dict[str, str | None]
     if not path.is_dir():
         raise InputError(f"--data {value}: neither a data set nor a file or folder")
     name = "csv" if any(path.glob("train.csv*")) or any(path.glob("test.csv*")) else "idx"
+    name = "shards" if (path / "manifest.json").is_file() else name
     return {"data.name": name, "data.dir": value}
 
 

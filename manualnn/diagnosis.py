@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .data import Streamed
 from .layers import ReLU
 from .losses import Loss
 from .network import Network
@@ -52,9 +53,10 @@ def norms(network: Network, views: list[Views]) -> Tensor:
     return torch.stack([(weight * weight).sum(1) for weight in weights]).sqrt_()
 
 
-def constant(x: Tensor) -> bool:
+def constant(x: Tensor | Streamed) -> bool:
     """Whether all examples of x (N, ...) are the same."""
-    return len(x) > 1 and bool((x[:SAMPLES] == x[:1]).all()) and bool((x == x[:1]).all())
+    first = x[:1]
+    return len(x) > 1 and all(bool((part == first).all()) for part in x.split(SAMPLES))
 
 
 def guess_loss(loss: str, classes: int, outputs: int = 0) -> tuple[float, str]:

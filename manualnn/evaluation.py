@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from .data import (
     Dataset,
     Normalization,
     Place,
+    Rows,
     Samples,
+    Streamed,
     are_features,
     corrupt,
     csv_files,
@@ -32,6 +34,7 @@ from .data import (
     relabel,
     split,
 )
+from .data.prepare import head, select
 from .data.sources import check_labels
 from .data.table import LABELS
 from .errors import InputError
@@ -104,7 +107,7 @@ class Evaluated:
     """An evaluation with what it was made of, for tables and pictures."""
 
     evaluation: Evaluation
-    images: Tensor
+    images: Tensor | Rows
     class_names: list[str]
     path: Path
     data: str
@@ -146,7 +149,7 @@ def evaluate_weights(
     images, labels = _part(dataset, split, cut)
     check_labels(labels, network.classes, f"{dataset.where} against {path}")
     x = _normalised(images, network, meta, path, dataset.where)
-    samples = Samples(x, labels.to(x.device))
+    samples = Samples(x, labels.to(network.theta.device))
     evaluation = _judge(network, samples, meta.get("loss", "cross_entropy"))
     names = meta.get("class_names") if name == meta.get("dataset") else dataset.class_names
     if not names or len(names) != network.classes:
@@ -236,9 +239,8 @@ def predict_file(
         )
     # Normalised some chunks at a time: as float32 all of them would take four times their bytes.
     parts = images.split(8 * network.chunk)
-    p = torch.cat(
-        [_probabilities(network, _normalised(part, network, meta, path, where)) for part in parts]
-    )
+    normalised = (_normalised(part, network, meta, path, where) for part in parts)
+    p = torch.cat([_probabilities(network, part) for part in normalised])
     return p.argmax(-1), p
 
 
@@ -322,7 +324,7 @@ def _examples(
         name, place = _data_place(data, data_dir, "test")
         if name != "csv":
             dataset = load(name or "mnist", place, parts=("test",))
-            assert dataset.test is not None
+            assert dataset.test is not None and isinstance(dataset.test.images, Tensor)
             return dataset.test.images, dataset.where
         file = csv_files(place, ("test",), ())["test"]
     return read_examples(Path(file)), str(file)
@@ -348,10 +350,10 @@ def _load(path: Path, device: torch.device) -> tuple[Network, dict[str, Any]]:
 
 
 def _normalised(
-    images: Tensor, network: Network, meta: dict[str, Any], path: Path, where: str
-) -> Tensor:
+    images: Tensor | Rows, network: Network, meta: dict[str, Any], path: Path, where: str
+) -> Tensor | Streamed:
     """Raw images (N, ...) as the network in `path` takes them. Raises InputError."""
-    inputs, found = math.prod(network.shape), images[0].numel()
+    inputs, found = math.prod(network.shape), images.shape[1:].numel()
     if found != inputs:
         raise InputError(
             f"{path} takes examples of shape {network.shape}, but those of {where} have shape"
@@ -360,18 +362,21 @@ def _normalised(
         )
     try:
         normalization = Normalization(**meta.get("normalization", {"kind": "none"}))
+        if isinstance(images, Rows):
+            rows = replace(images, example=torch.Size(network.shape))
+            return Streamed(rows, normalization, network.theta.dtype, network.theta.device)
         x = normalization.apply(images.reshape(-1, *network.shape), network.theta.dtype)
     except (TypeError, RuntimeError) as error:
         raise InputError(f"{path}: its meta has an unusable normalization ({error})") from None
     return x.to(network.theta.device)
 
 
-def _probabilities(network: Network, x: Tensor) -> Tensor:
+def _probabilities(network: Network, x: Tensor | Streamed) -> Tensor:
     return probabilities(network.logits(x)[0].double()).cpu()
 
 
 def draw_evaluation(
-    evaluation: Evaluation, images: Tensor, class_names: Any, title: str, folder: Path
+    evaluation: Evaluation, images: Tensor | Rows, class_names: Any, title: str, folder: Path
 ) -> None:
     """confusion.png, and mistakes.png: the most confident wrong predictions as images."""
     matrix = evaluation.confusion.numpy()
@@ -401,13 +406,17 @@ def draw_evaluation(
 def _judge(network: Network, samples: Samples, loss: str) -> Evaluation:
     [(mean_loss, accuracy)] = evaluate(network, samples, loss)
     assert mean_loss is not None and accuracy is not None
-    p = _probabilities(network, samples.x)
-    predictions, targets, k = p.argmax(-1), samples.y.cpu(), network.classes
+    decided = []
+    for part in samples.x.split(8 * network.chunk):
+        p = _probabilities(network, part)
+        decided.append((p.argmax(-1), p.amax(-1)))
+    predictions, confidences = (torch.cat(parts) for parts in zip(*decided, strict=True))
+    targets, k = samples.y.cpu(), network.classes
     confusion = (targets * k + predictions).bincount(minlength=k * k).view(k, k)
-    return Evaluation(accuracy, mean_loss, targets, predictions, p.amax(-1), confusion)
+    return Evaluation(accuracy, mean_loss, targets, predictions, confidences, confusion)
 
 
-def _part(dataset: Dataset, part: str, cut: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _part(dataset: Dataset, part: str, cut: dict[str, Any]) -> tuple[Tensor | Rows, Tensor]:
     """The raw images and labels of a part; `cut` says how the training file was split."""
     examples = dataset.test if part == "test" else dataset.train
     assert examples is not None
@@ -415,11 +424,11 @@ def _part(dataset: Dataset, part: str, cut: dict[str, Any]) -> tuple[Tensor, Ten
     if part == "test":
         return images, labels
     if first := cut.get("train_samples", 0):
-        images, labels = images[:first], labels[:first]
+        images, labels = head(images, first), labels[:first]
     if valid := cut.get("valid", 0):
         chosen, held_out = split(labels, valid, cut.get("seed", 0), cut.get("stratify", False))
         index = chosen if part == "train" else held_out
-        images, labels = images[index], labels[index]
+        images, labels = select(images, index), labels[index]
     elif part == "valid":
         raise InputError("--split valid: this network was trained without a validation split")
     if part == "train" and (fraction := cut.get("corruption", 0)):

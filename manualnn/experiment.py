@@ -123,6 +123,7 @@ def _read(
         normalize=settings.normalize,
         permute_seed=settings.permute_seed,
         augment=settings.augment or (),
+        memory_mb=settings.memory_mb,
         dtype=dtype,
         device=device,
     )

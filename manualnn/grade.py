@@ -280,6 +280,7 @@ def write_mnist(folder: Path, train: Examples, test: Examples) -> None:
     """The four idx files as torchvision unpacks them."""
     folder.mkdir(parents=True)
     for name, part in (("train", train), ("test", test)):
+        assert isinstance(part.images, torch.Tensor)
         for kind, array in (("images-idx3", part.images[:, 0]), ("labels-idx1", part.labels)):
             header = struct.pack(f">BBBB{array.dim()}I", 0, 0, 8, array.dim(), *array.shape)
             values = array.to(torch.uint8).contiguous().numpy().tobytes()

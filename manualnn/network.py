@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .data import Streamed
 from .errors import InputError
 from .files import replacing
 from .layers import ChannelsLast, Conv2d, Dropout, Layer, arrange_pooling, build_layers
@@ -142,7 +143,7 @@ class Network:
             )
         return dy
 
-    def chunks(self, x: Tensor, workspace: Workspace) -> Iterator[tuple[int, Tensor]]:
+    def chunks(self, x: Tensor | Streamed, workspace: Workspace) -> Iterator[tuple[int, Tensor]]:
         """(start, logits (R, b, K)) for the samples x (N, ...), evaluation mode, in chunks.
 
         The logits are valid until the next chunk.
@@ -156,7 +157,7 @@ class Network:
         workspace.begin(("evaluate", self.replicas, len(x)))
         return self.forward(x.expand(self.replicas, *x.shape), workspace)[0]
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor | Streamed) -> Tensor:
         """Logits (R, N, K) of normalised samples x (N, ...), in evaluation mode."""
         workspace = Workspace(self.theta.dtype, self.theta.device)
         parts = [logits.clone() for _, logits in self.chunks(x, workspace)]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from . import plots
-from .data import Place, load, load_source
-from .data.prepare import permutation
+from .data import Place, Rows, load, load_source
+from .data.prepare import permutation, select
 from .errors import InputError
 from .files import writing
 from .workspace import generator
@@ -45,19 +45,21 @@ def show(
             " bytes or a larger square of them"
         )
     order = torch.randperm(len(labels), generator=generator(seed, SHOW_STREAM))
-    rows = [_different(images[order[labels[order] == k]], examples) for k in labels.unique()]
+    rows = [
+        _different(select(images, order[labels[order] == k]), examples) for k in labels.unique()
+    ]
     names = [dataset.class_names[int(k)] for k in labels.unique()]
     shown = [row.numpy() for row in rows]
     title = f"{name}: {'test' if source == 'test' else 'training'} images"
     if permute_seed is None:
         return plots.class_grid(shown, names, title)
-    moved = permutation(permute_seed, images[0].numel())
+    moved = permutation(permute_seed, images.shape[1:].numel())
     permuted = [row.flatten(1)[:, moved].view(row.shape).numpy() for row in rows]
     title += f", and permuted (seed {permute_seed})"
     return plots.class_grid(shown, names, title, permuted)
 
 
-def _different(images: Tensor, count: int) -> Tensor:
+def _different(images: Tensor | Rows, count: int) -> Tensor:
     """The first `count` images, none of them twice."""
     chosen: list[Tensor] = []
     for image in images:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .capture import Replay
 from .config import Replica, Train
-from .data import Prepared
+from .data import Prepared, Streamed
 from .layers import Dropout
 from .losses import LOSSES, Loss, hits
 from .network import Network
@@ -144,7 +144,10 @@ class Batch:
         if x.is_contiguous():
             x, index = x.flatten(0, 1).unsqueeze(0), index.flatten().unsqueeze(0)
         for out, chosen in zip(x, index, strict=True):
-            torch.index_select(self.data.train.x, 0, chosen, out=out)
+            if isinstance(self.data.train.x, Streamed):
+                self.data.train.x.gather(chosen, out)
+            else:
+                torch.index_select(self.data.train.x, 0, chosen, out=out)
 
     def gather_labels(self, piece: slice) -> None:
         """Copy their labels to y."""
@@ -190,6 +193,8 @@ class Steps:
             values = [getattr(replica, name) for replica in replicas]
             return torch.tensor(values, dtype=torch.float64).to(theta).unsqueeze(1)
 
+        # Whether samples are gathered before what is recorded of a step.
+        self._early = bool(data.augment) or isinstance(data.train.x, Streamed)
         self.loss = LOSSES[settings.loss]
         self.tally = Tally(self.loss, len(replicas), Workspace(theta.dtype, theta.device))
         self.base_rate = column("learning_rate")
@@ -243,8 +248,9 @@ class Steps:
         self.optimizer.prepare(self.rate, number + 1)
         if self._random:
             self._clock.fill_(number << 32)
-        if self.data.augment:
+        if self._early:
             batch.gather(slice(count))
+        if self.data.augment:
             seeds = [r.seed for r in self.replicas]
             if self.settings.shared_batches or not self.settings.shuffle:
                 seeds = [self.settings.seed]  # one row for all, also for those of other shards
@@ -310,7 +316,7 @@ class Steps:
         count = batch.y.shape[1]
         for number, piece in enumerate(pieces):
             batch.gather_labels(piece)
-            if not self.data.augment:
+            if not self._early:
                 batch.gather(piece)
             x, y = batch.x[:, piece], batch.y[:, piece]
             noise = Noise(self._noise_seeds, self._clock, piece.start)

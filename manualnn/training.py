@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import diagnosis
 from .config import Replica, Train
-from .data import Prepared, Samples
+from .data import Prepared, Samples, Streamed
 from .errors import InputError
 from .layers import ChannelsLast, Flatten, Linear, lowered
 from .losses import LOSSES, outputs
@@ -99,6 +99,13 @@ class Training:
             )
         if network.classes < 2:
             raise InputError("the training labels hold only one class; there is nothing to learn")
+        seeds = {replica.seed for replica in replicas}
+        apart = settings.shuffle and not settings.shared_batches and len(seeds) > 1
+        if isinstance(data.train.x, Streamed) and apart and not data.train.x.whole:
+            raise InputError(
+                "networks with different seeds have an order of the samples each, but these do not"
+                " fit into data.memory_mb: set train.shared_batches"
+            )
         samples, batch_size = len(data.train), settings.batch_size
         steps = samples // batch_size if settings.drop_last else math.ceil(samples / batch_size)
         if not steps:
@@ -171,13 +178,21 @@ class Training:
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """Sample indices (R or 1, B) of each batch of an epoch, a function of (seed, epoch)."""
         count = len(self.data.train)
+        x = self.data.train.x
         if not self.settings.shuffle:
-            order = torch.arange(count).unsqueeze(0)
+            order = x.order(None) if isinstance(x, Streamed) else torch.arange(count)
+            order = order.unsqueeze(0)
         else:
             shared = self.settings.shared_batches
             seeds = [self.settings.seed] if shared else [replica.seed for replica in self.replicas]
+            draws = [generator(seed, ORDER_STREAM, epoch) for seed in seeds]
             order = torch.stack(
-                [torch.randperm(count, generator=generator(s, ORDER_STREAM, epoch)) for s in seeds]
+                [
+                    x.order(draw)
+                    if isinstance(x, Streamed)
+                    else torch.randperm(count, generator=draw)
+                    for draw in draws
+                ]
             )
         order = order.to(self.device)
         size = min(self.settings.batch_size, count)

@@ -7,8 +7,10 @@ from .generate import generate
 from .idx import read_idx
 from .labels import corrupt, relabel
 from .prepare import Normalization, Prepared, Samples, prepare, split
+from .rows import Rows, Shards, open_shards, verify_shards
 from .shards import ShardWriter
 from .sources import DATASETS, Dataset, Examples, example_shape, load, load_source
+from .stream import Streamed
 from .table import read_examples, read_table
 
 __all__ = [
@@ -19,8 +21,11 @@ __all__ = [
     "Normalization",
     "Place",
     "Prepared",
+    "Rows",
     "Samples",
     "ShardWriter",
+    "Shards",
+    "Streamed",
     "are_features",
     "corrupt",
     "csv_files",
@@ -29,10 +34,12 @@ __all__ = [
     "generate",
     "load",
     "load_source",
+    "open_shards",
     "prepare",
     "read_examples",
     "read_idx",
     "read_table",
     "relabel",
     "split",
+    "verify_shards",
 ]

@@ -29,7 +29,10 @@ def export_csv(
     one of them exists, would be empty or cannot be written, or where there are no test examples.
     """
     parts = [part for part in (dataset.train, dataset.test) if part is not None]
-    features = torch.cat([part.images.flatten(1) for part in parts])
+    images = [part.images for part in parts if isinstance(part.images, Tensor)]
+    if len(images) < len(parts):
+        raise InputError(f"{dataset.name}: may be larger than memory, and is not written as CSV")
+    features = torch.cat([part.flatten(1) for part in images])
     labels = torch.cat([part.labels for part in parts])
     order = torch.randperm(len(labels), generator=generator(seed, EXPORT_STREAM))
     if test is not None:

@@ -3,6 +3,7 @@
 Shapes: N samples, the rest of x is the shape of one example.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,6 +15,9 @@ from ..errors import InputError
 from ..workspace import generator
 from .augment import Augment
 from .labels import corrupt
+from .limits import most_bytes
+from .rows import Rows
+from .stream import Streamed
 
 SPLIT_STREAM, PERMUTATION_STREAM = 0x5911, 0x9E12
 
@@ -31,22 +35,21 @@ class Normalization:
     permute_seed: int | None = None
 
     @classmethod
-    def fit(cls, kind: str, images: Tensor) -> "Normalization":
+    def fit(cls, kind: str, images: "Tensor | Rows") -> "Normalization":
         """Fit on `images` (N, ...): "none", "unit" (x / 255), "standard" (one mean and standard
         deviation) or "feature" (one each per feature). A constant feature is only shifted."""
         if kind in ("none", "unit"):
             return cls(kind, 0.0, 255.0 if kind == "unit" else 1.0)
         if kind == "standard" and images.dtype == torch.uint8:  # each of 256 values at once
-            counts = images.flatten().bincount(minlength=256).double()
+            counts = _histogram(images).double()
             values = torch.arange(256, dtype=torch.float64)
             mean = values @ counts / images.numel()
             std = ((values - mean).square() @ counts / images.numel()).sqrt()
             return cls(kind, float(mean), float(std) or 1.0)
         dims = [0] if kind == "feature" else list(range(images.dim()))
         count = len(images) if kind == "feature" else images.numel()
-        chunks = images.split(4096)
-        mean = torch.stack([c.double().sum(dims) for c in chunks]).sum(0).div_(count)
-        squares = torch.stack([(c.double() - mean).square().sum(dims) for c in chunks])
+        mean = torch.stack([c.double().sum(dims) for c in images.split(4096)]).sum(0).div_(count)
+        squares = torch.stack([(c.double() - mean).square().sum(dims) for c in images.split(4096)])
         std = squares.sum(0).div_(count).sqrt()
         std = torch.where(std > 0, std, 1.0)
         return (
@@ -57,13 +60,23 @@ class Normalization:
 
     def apply(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         """The normalised images in `dtype`, of the same shape."""
-        shape = images.shape[1:]
+        mean, std, moved = self.values(images.shape[1:], dtype)
         x = images.to(dtype, copy=True)
-        for value, operation in ((self.mean, x.sub_), (self.std, x.div_)):
-            operation(torch.tensor(value, dtype=dtype).expand(shape.numel()).view(shape))
+        if moved is not None:
+            x = x.flatten(1)[:, moved].view(x.shape)
+        return x.sub_(mean).div_(std)
+
+    def values(
+        self, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """For examples of `shape`: what to subtract and to divide by, once their values have been
+        put into the order that is the third, if there is one."""
+        count = math.prod(shape)
+        mean, std = (torch.tensor(v, dtype=dtype).expand(count) for v in (self.mean, self.std))
         if self.permute_seed is None:
-            return x
-        return x.flatten(1)[:, permutation(self.permute_seed, shape.numel())].view(x.shape)
+            return mean.view(shape), std.view(shape), None
+        moved = permutation(self.permute_seed, count)
+        return mean[moved].view(shape), std[moved].view(shape), moved
 
     def to_meta(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,9 +85,9 @@ class Normalization:
 @dataclass(frozen=True)
 class Samples:
     """x (N, ...) normalised, y (N,) int64, or (R, N) where each replica has labels of its own; both
-    on the training device."""
+    on the training device. Of data larger than memory x stands for a tensor that is in files."""
 
-    x: Tensor
+    x: Tensor | Streamed
     y: Tensor
 
     def __len__(self) -> int:
@@ -96,6 +109,16 @@ class Prepared:
     normalization: Normalization
     shape: tuple[int, ...]
     augment: Augment | None = None
+
+
+def head(images: Tensor | Rows, count: int) -> Tensor | Rows:
+    """The first so many; those in files are not yet read."""
+    return images.first(count) if isinstance(images, Rows) else images[:count]
+
+
+def select(images: Tensor | Rows, index: Tensor) -> Tensor | Rows:
+    """Some images, by their indices; those in files are not yet read."""
+    return images.select(index) if isinstance(images, Rows) else images[index]
 
 
 def permutation(seed: int, count: int) -> Tensor:
@@ -128,9 +151,25 @@ def split(
     return order[count:].sort().values, order[:count].sort().values
 
 
+def _histogram(images: Tensor | Rows) -> Tensor:
+    """How often each of 256 values is in images (N, ...) of bytes; files' are counted."""
+    if not isinstance(images, Rows):
+        return images.flatten().bincount(minlength=256)
+
+    def count(rows: Rows) -> Tensor:
+        return sum(map(_histogram, rows.split(4096)), torch.zeros(256, dtype=torch.int64))
+
+    if images.counts is None:
+        return count(images)
+    counts = images.counts - count(images.left_out())
+    if (counts < 0).any():
+        raise InputError(f"{images.files[0].path.parent}: the manifest's histogram is wrong")
+    return counts
+
+
 def prepare(
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor] | None,
+    train: tuple[Tensor | Rows, Tensor],
+    test: tuple[Tensor | Rows, Tensor] | None,
     *,
     valid: int | float = 0,
     stratify: bool = False,
@@ -143,8 +182,10 @@ def prepare(
     augment: tuple[str, ...] = (),
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    memory_mb: int = 512,
 ) -> Prepared:
     """Split (images, labels), fit the normalisation on the training part only, and normalise all.
+    Training images that are `Rows` stay in their files, but for `memory_mb` MiB of them.
 
     `train_samples` keeps only the first so many before the split; 0 keeps all. `corruption` has
     each replica's fraction of training labels that random ones of `classes` replace, and the seed.
@@ -155,9 +196,10 @@ def prepare(
             f"data.train_samples = {train_samples}, but there are {len(labels)} samples"
         )
     if train_samples:
-        images, labels = images[:train_samples], labels[:train_samples]
+        images = head(images, train_samples)
+        labels = labels[:train_samples]
     chosen, held_out = split(labels, valid, seed, stratify)
-    used = images[chosen] if len(held_out) else images
+    used = select(images, chosen) if len(held_out) else images
     normalization = replace(Normalization.fit(normalize, used), permute_seed=permute_seed)
     chosen_augment = Augment.parse(augment)
     if chosen_augment and images.dim() != 4:
@@ -165,11 +207,22 @@ def prepare(
             f"data.augment needs images, not examples of shape {tuple(images.shape[1:])}"
         )
 
-    if images.is_floating_point() and not images.isfinite().all():
+    if isinstance(images, Rows):
+        each = images.row_bytes + images.example.numel() * dtype.itemsize
+        if len(held_out) * each > most_bytes():
+            raise InputError(
+                f"data.valid = {valid}: {len(held_out)} examples take more than half of the memory"
+            )
+        if not torch.tensor([normalization.mean, normalization.std]).isfinite().all():
+            raise InputError("the training examples hold a number that is not finite")
+    elif images.is_floating_point() and not images.isfinite().all():
         worst = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
         raise InputError(f"training example {worst} holds a number that is not finite")
 
-    def samples(images: Tensor, labels: Tensor) -> Samples:
+    def samples(images: Tensor | Rows, labels: Tensor) -> Samples:
+        if isinstance(images, Rows):
+            x = Streamed(images, normalization, dtype, device, memory_mb << 20)
+            return Samples(x, labels.to(device))
         return Samples(normalization.apply(images, dtype).to(device), labels.to(device))
 
     learned = labels[chosen]

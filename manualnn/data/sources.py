@@ -19,6 +19,8 @@ from ..errors import InputError, hint
 from ..files import PACKAGE, cache_folder
 from .csv_set import Place, csv_files, read_csv
 from .idx import read_idx
+from .limits import most_bytes
+from .rows import Rows, open_shards
 from .table import place_of_label
 
 
@@ -79,16 +81,17 @@ DATASETS = {
         "https://codh.rois.ac.jp/kmnist/dataset/kmnist/",
     ),
 }
-NAMES = (*DATASETS, "idx", "csv")
+NAMES = (*DATASETS, "idx", "csv", "shards")
 LARGEST_DOWNLOAD, LONGEST_DOWNLOAD = 2**26, 600.0  # bytes, seconds for a file
 TIMEOUT = 10.0  # seconds until a server answers at all
 
 
 @dataclass(frozen=True)
 class Examples:
-    """images (N, C, H, W) or (N, D) in their own type, labels (N,) int64."""
+    """images (N, C, H, W) or (N, D) in their own type, labels (N,) int64. The training images of a
+    shard folder stay in its files."""
 
-    images: Tensor
+    images: Tensor | Rows
     labels: Tensor
 
 
@@ -117,12 +120,14 @@ def load(
     """Read the `parts` ("train", "test") of data set `name` and check that they fit together.
 
     `data_dir`, else `$MANUALNN_DATA`, else what is bundled, else the per-user cache, into which
-    they are downloaded; of "csv" a folder or the file of each part. Parts in `optional`
-    may be missing in a folder the user named. Raises InputError.
+    they are downloaded; of "csv" a folder or the file of each part; of "shards" a folder. Parts in
+    `optional` may be missing in a folder the user named. Raises InputError.
     """
     if name not in NAMES:
         raise InputError(f"unknown data set {name!r}; {hint(name, NAMES)}")
     md5: dict[tuple[str, str], str] = {}
+    if name == "shards":
+        return _load_shards(data_dir, parts, optional, class_names)
     if name == "csv":
         labelled = csv_files(data_dir, parts, optional)
         read = {part: Examples(*pair) for part, pair in read_csv(labelled).items()}
@@ -154,6 +159,31 @@ def load(
             lines = path if name == "csv" else None
             check_labels(examples.labels, len(class_names), str(path), lines)
     return Dataset(name, where, read.get("train"), read.get("test"), class_names)
+
+
+def _load_shards(
+    place: Place,
+    parts: tuple[str, ...],
+    optional: tuple[str, ...],
+    class_names: tuple[str, ...] | None,
+) -> Dataset:
+    """A shard folder; its test examples are read, those to train on are not."""
+    if place is None or isinstance(place, Mapping):
+        raise InputError("data set 'shards' needs a folder: give --data DIR or set data.dir")
+    found = open_shards(Path(place).expanduser(), parts)
+    read: dict[str, Examples] = {}
+    for part, rows in found.images.items():
+        if part == "test" and rows.numel() * rows.dtype.itemsize > most_bytes():
+            raise InputError(
+                f"{place}: {len(rows)} test examples take more than half of the memory"
+            )
+        read[part] = Examples(rows if part == "train" else rows[:], found.labels[part])
+    if missing := [part for part in parts if part not in (*read, *optional)]:
+        raise InputError(f"{place}: has no {missing[0]} examples")
+    names = class_names or found.class_names
+    for examples in read.values():
+        check_labels(examples.labels, len(names), str(place))
+    return Dataset("shards", str(place), read.get("train"), read.get("test"), names)
 
 
 def load_source(

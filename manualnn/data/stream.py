@@ -1,0 +1,266 @@
+"""Training examples larger than memory: read ahead in a random order of two levels.
+
+An epoch goes through blocks, rows that lie together in the files, in random order; a window is the
+blocks that fit into half of the memory that is given, and within it the rows are in random order.
+While the steps go through one window a thread reads the next into the other half. A data set that
+fits into that memory is one window, read once: its order is that of data in memory.
+
+Shapes: N samples, B of a batch, M blocks.
+"""
+
+import copy
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .rows import Rows
+
+if TYPE_CHECKING:
+    from .prepare import Normalization
+
+BLOCK = 2**18  # bytes of a block at most
+BLOCKS = 64  # in a window, where the memory is small, at least
+ABSENT = -(2**62)
+
+
+class Layout:
+    """How rows of files are read: `blocks` blocks of 2**shift rows, `window` of them at a time;
+    `whole` where both windows together hold all, and then are one.
+
+    `edges` (M + 1,) are the first examples of the blocks: of rows of which only some are chosen,
+    examples are fewer. Raises InputError where `memory` bytes hold no two rows.
+    """
+
+    def __init__(self, rows: Rows, memory: int) -> None:
+        most = memory // rows.row_bytes
+        if rows.count > most < 2:
+            raise InputError(
+                f"data.memory_mb = {memory >> 20} holds no two examples of {rows.row_bytes} bytes"
+            )
+        self.shift = max(1, min(BLOCK // rows.row_bytes, most // 2 // BLOCKS)).bit_length() - 1
+        self.whole = rows.count <= most
+        self.blocks = (rows.count - 1 >> self.shift) + 1
+        self.window = self.blocks if self.whole else most // 2 >> self.shift
+        edges = torch.arange(self.blocks + 1) << self.shift
+        chosen = rows.rows
+        self.edges = (
+            edges.clamp_(max=len(rows)) if chosen is None else torch.searchsorted(chosen, edges)
+        )
+
+    def windows(self, draw: torch.Generator | None) -> list[Tensor]:
+        """The blocks of each window, all of about the same size; without a generator in the order
+        of the files."""
+        blocks = torch.arange(self.blocks)
+        if draw is not None and not self.whole:
+            blocks = torch.randperm(self.blocks, generator=draw)
+        return list(blocks.tensor_split(-(-self.blocks // self.window)))
+
+    def order(self, draw: torch.Generator | None) -> tuple[Tensor, list[Tensor]]:
+        """The order of the examples (N,), and the windows that it goes through."""
+        windows, start = self.windows(draw), 0
+        order = torch.arange(int(self.edges[-1]))
+        if draw is None:
+            return order, windows
+        for blocks in windows:
+            first, lengths = self.edges[blocks], self.edges[blocks + 1] - self.edges[blocks]
+            count = int(lengths.sum())
+            before = lengths.cumsum(0) - lengths
+            examples = torch.arange(count) + (first - before).repeat_interleave(lengths)
+            # of one window alone what data in memory have
+            mixed = examples[torch.randperm(count, generator=draw)]
+            order[start : start + count] = mixed
+            start += count
+        return order, windows
+
+
+class Ring:
+    """The memory of two windows, and the thread that fills it. Raises InputError, in the thread
+    that asks for rows, where they cannot be read."""
+
+    def __init__(self, rows: Rows, memory: int) -> None:
+        self.rows = rows
+        self.layout = Layout(rows, memory)
+        self._lock = threading.Lock()
+        self._reader: ThreadPoolExecutor | None = None
+        with torch.inference_mode(False):
+            # Where in `memory` each block begins.
+            self._places = torch.full((self.layout.blocks,), ABSENT)
+            self._windows: list[Tensor] = []
+            self._window_of = torch.full((self.layout.blocks,), -1)
+        self._memory: Tensor | None = None  # made when it is first needed
+        self._half = self.layout.window << self.layout.shift
+        self._current = -1  # the window that the steps go through
+        self._held = [-1, -1]  # the window in each half
+        self._coming: dict[int, Future[None]] = {}
+
+    def follow(self, windows: list[Tensor]) -> None:
+        """From here on these windows are asked for, one after another."""
+        with self._lock:
+            if self.layout.whole and self._windows:
+                return
+            self._windows = windows
+            for number, blocks in enumerate(windows):
+                self._window_of[blocks] = number
+            self._places.fill_(ABSENT)
+            self._current, self._held, self._coming = -1, [-1, -1], {}
+
+    def take(self, index: Tensor, out: Tensor) -> None:
+        """Copy the rows `index` (B,) to `out`: from memory where they are in the windows that come
+        in turn, which may have to be waited for; else from the files."""
+        rows = index if self.rows.rows is None else self.rows.rows[index]
+        shift = self.layout.shift
+        blocks, within = rows >> shift, rows & (1 << shift) - 1
+        while True:
+            with self._lock:
+                places = self._places[blocks].add_(within)
+                low, high = (int(x) for x in places.aminmax())
+                if low >= 0:
+                    assert self._memory is not None
+                    torch.index_select(self._memory, 0, places, out=out)
+                    self._advance(low // self._half, high // self._half)
+                    return
+                coming = self._awaited(blocks)
+            if coming is None:
+                break
+            coming.result()
+        self.rows.read(index, out)
+
+    def _advance(self, low: int, high: int) -> None:
+        """After a batch in these halves: once all of one is in the next window, the half of the
+        window before may be filled again."""
+        if low == high and self._held[low] > self._current:
+            self._coming.pop(self._current, None)
+            self._current = self._held[low]
+            self._begin(self._current + 1)
+
+    def _awaited(self, blocks: Tensor) -> "Future[None] | None":
+        """What to wait for until all of `blocks` are there; None where that will not be, as they
+        are of a window that has passed, or of too many."""
+        low, high = (int(x) for x in self._window_of[blocks].aminmax())
+        if low < max(0, self._current) or high - low > 1:
+            return None
+        if high not in self._coming:  # at the beginning, or after some steps were left out
+            self._coming, self._current = {}, low
+            self._begin(low)
+            self._begin(low + 1)
+        return self._coming[high]
+
+    def _begin(self, number: int) -> None:
+        """Have a window read, after those that are being read."""
+        if number < len(self._windows) and number not in self._coming:
+            self._reader = self._reader or ThreadPoolExecutor(1, "reader")
+            self._coming[number] = self._reader.submit(self._load, self._windows, number)
+
+    def _load(self, windows: list[Tensor], number: int) -> None:
+        half, shift = number % 2, self.layout.shift
+        first = half * self._half
+        with self._lock:
+            if windows is not self._windows:
+                return
+            if self._memory is None:
+                size = self._half * (1 if self.layout.whole else 2)
+                self._memory = torch.empty((size, *self.rows.example), dtype=self.rows.dtype)
+            gone = (self._places >= first) & (self._places < first + self._half)
+            self._places[gone] = ABSENT
+            self._held[half] = -1
+        blocks = windows[number].sort().values  # as they lie in the files
+        for place, block in enumerate(blocks.tolist()):
+            start, stop = block << shift, min(block + 1 << shift, self.rows.count)
+            begin = first + (place << shift)
+            self.rows.read_range(start, stop, self._memory[begin : begin + stop - start])
+        with self._lock:
+            if windows is self._windows:
+                places = torch.arange(len(blocks)) << shift
+                self._places[blocks] = places + first
+                self._held[half] = number
+
+
+class Streamed:
+    """Normalised examples (N, ...) that stay in their files, in the place of a tensor of them.
+
+    `order` draws that of an epoch, `gather` takes a batch. A slice is read, normalised and put on
+    the device. The numbers are, bit for bit, those of `Normalization.apply`.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        normalization: "Normalization",
+        dtype: torch.dtype,
+        device: torch.device | str,
+        memory: int = 2**29,
+    ) -> None:
+        self.rows, self.normalization, self.device = rows, normalization, torch.device(device)
+        self.compute = self.dtype = dtype  # that of the normalisation, and of the result
+        self.ring = Ring(rows, memory)
+        self._own = threading.local()  # buffers of each thread
+        with torch.inference_mode(False):
+            mean, std, self._moved = normalization.values(rows.example, dtype)
+            self._mean, self._std = mean.to(self.device), std.to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.rows.shape
+
+    @property
+    def whole(self) -> bool:
+        """Whether all fit into the memory that is given."""
+        return self.ring.layout.whole
+
+    def to(self, dtype: torch.dtype) -> "Streamed":
+        """The same, rounded to another type."""
+        other = copy.copy(self)
+        other.dtype, other._own = dtype, threading.local()
+        return other
+
+    def new_empty(self, *size: Any) -> Tensor:
+        return torch.empty(*size, dtype=self.dtype, device=self.device)
+
+    def __getitem__(self, index: slice) -> Tensor:
+        x = self.normalization.apply(self.rows[index], self.compute)
+        return x.to(self.device, self.dtype)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All examples in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def order(self, draw: torch.Generator | None) -> Tensor:
+        """The order (N,) of the epoch that comes now, of its own generator; without one that of the
+        files."""
+        order, windows = self.ring.layout.order(draw)
+        self.ring.follow(windows)
+        return order
+
+    def gather(self, index: Tensor, out: Tensor) -> None:
+        """Normalise the examples `index` (B,) into `out` (B, ...)."""
+        raw, low = self._buffers(len(index))
+        self.ring.take(index.cpu(), raw)
+        if self._moved is not None:
+            raw = raw.flatten(1)[:, self._moved].view(raw.shape)
+        x = out if low is None else low
+        x.copy_(raw, non_blocking=True)  # the copy of the next index waits for it
+        x.sub_(self._mean).div_(self._std)
+        if low is not None:
+            out.copy_(low)
+
+    def _buffers(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Of this thread: for raw examples, and for those that are to be rounded."""
+        known = self._own.__dict__.setdefault("buffers", {})
+        if count not in known:
+            cuda, shape = self.device.type == "cuda", (count, *self.rows.example)
+            with torch.inference_mode(False):
+                raw = torch.empty(shape, dtype=self.rows.dtype, pin_memory=cuda)
+                low = None
+                if self.dtype != self.compute:
+                    low = torch.empty(shape, dtype=self.compute, device=self.device)
+            known[count] = raw, low
+        return known[count]
