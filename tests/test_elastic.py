@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manualnn.audit import few_steps
-from manualnn.data import Augment, Dataset, Examples, generate
+from manualnn.data import Augment, Dataset, Examples, generate, load
 from manualnn.data.elastic import STREAM, Distortion, basis, sample
 from manualnn.data.generate import BLOCK
 from manualnn.errors import InputError
 from manualnn.workspace import Noise, Workspace, clock, mix, random_bits
 
 from . import rules
-from .conftest import config_of, random_data, train_alone, training_of
+from .conftest import config_of, random_data, train_alone, training_of, write_folder
 
 
 def noise(*seeds, step=0, first=0):
@@ -320,6 +320,9 @@ def test_generate_refuses(tmp_path, run):
     with pytest.raises(InputError, match="only from images of bytes"):
         generate(plain, tmp_path / "set", 5, Augment(shift=1))
     assert not (tmp_path / "set").exists()
+    generate(small(), tmp_path / "shards", 9, Augment(shift=1))
+    with pytest.raises(InputError, match="in memory"):
+        generate(load("shards", tmp_path / "shards"), tmp_path / "set", 5, Augment(shift=1))
     for arguments, message in (
         (("--samples", 0), "--samples 0: must be at least 1"),
         (("--samples", 5, "--augment", "elastik:3"), "did you mean 'elastic'"),
@@ -355,3 +358,17 @@ def test_ctrl_c_on_the_command_line(tmp_path):
         out, err = process.communicate()
     assert process.returncode == 130 and out == b"" and b"Error" not in err
     assert not (tmp_path / "set").exists()
+
+
+def test_a_generated_set_trains(tmp_path, run):
+    """And is measured on the real test examples."""
+    write_folder(tmp_path / "data")
+    made = ("--augment", "elastic:5:2", "--augment", "shift:1", "--data-dir", tmp_path / "data")
+    code, out, err = run(
+        "data", "generate", "--out", "set", "--samples", 2000, "--from", "idx", *made
+    )
+    assert (code, out, err) == (0, "set: 2,000 training and 60 test examples\n", "")
+    sets = ("--set", "train.batch_size=32", "--set", "data.valid=200")
+    code, out, err = run("train", "--data", "set", "--epochs", 3, "--out", "r", "--json", *sets)
+    metrics = json.loads(out)
+    assert code == 0 and metrics["test_accuracy"] > 0.8, err

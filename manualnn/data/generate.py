@@ -41,8 +41,10 @@ def generate(
     """
     assert dataset.train is not None
     images = dataset.train.images
-    if images.dtype != torch.uint8 or images.dim() != 4:
-        raise InputError(f"{dataset.name}: examples can be generated only from images of bytes")
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4:
+        raise InputError(
+            f"{dataset.where}: examples can be generated only from images of bytes in memory"
+        )
     shape, dtype = tuple(images.shape[1:]), torch.uint8
     with (
         ShardWriter(folder, dataset.name, shape, dtype, dataset.class_names) as writer,
@@ -54,6 +56,7 @@ def generate(
             count += len(made)
             progress(count)
         if dataset.test is not None:
+            assert isinstance(dataset.test.images, Tensor)
             writer.add("test", dataset.test.images, dataset.test.labels)
 
 
@@ -63,6 +66,7 @@ def _blocks(
     """The examples in their order, some at a time; each thread makes a block."""
     assert dataset.train is not None
     images, labels = dataset.train.images, dataset.train.labels
+    assert isinstance(images, Tensor)
     threads = torch.get_num_threads()
     spare = [Workspace() for _ in range(threads)]
 
