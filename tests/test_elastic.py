@@ -19,6 +19,7 @@ from manualnn.data import Augment, Dataset, Examples, generate, load
 from manualnn.data.elastic import STREAM, Distortion, basis, sample
 from manualnn.data.generate import BLOCK
 from manualnn.errors import InputError
+from manualnn.training import threads
 from manualnn.workspace import Noise, Workspace, clock, mix, random_bits
 
 from . import rules
@@ -233,7 +234,7 @@ def image_data(**more):
 
 
 def test_training_with_distorted_images():
-    """Replicas of a population come out as alone; a run that stopped goes on to the bit; and
+    """Replicas of a population come out as alone, and a run that stopped goes on, to the bit; and
     without distortion it is another run."""
     data = image_data(augment=Augment(elastic=10, sigma=2, affine=10))
     changes = {"train__epochs": 2, "train__optimizer__learning_rate": 0.1}
@@ -241,6 +242,14 @@ def test_training_with_distorted_images():
     for r, seed in enumerate((3, 4)):
         alone = train_alone(config_of(train__seed=seed, **changes), data)
         assert alone.network.theta[0].equal(both.network.theta[r])
+    config = config_of(train__seeds=[3, 4], **changes)
+    begun, rest = training_of(config, data), training_of(config, data)
+    with threads(1):
+        next(event for event in begun.run() if isinstance(event, list))  # an epoch
+        rest.restore(begun.state())
+        for _ in rest.run():
+            pass
+    assert rest.network.theta.equal(both.network.theta)
     plain = train_alone(config_of(train__seeds=[3, 4], **changes), image_data())
     assert not plain.network.theta.equal(both.network.theta)
 
