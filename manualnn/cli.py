@@ -365,7 +365,7 @@ def generate(
         typer.Option(
             metavar="SPEC",
             help="A change as in data.augment, any number of them.",
-            show_default="elastic:30, affine:15",
+            show_default="elastic:36",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the changes and of the order.")] = 0,
@@ -381,7 +381,7 @@ def generate(
 
     if samples < 1:
         raise InputError(f"--samples {samples}: must be at least 1")
-    chosen = data.Augment.parse(tuple(augment or ("elastic:30", "affine:15")))
+    chosen = data.Augment.parse(tuple(augment or ["elastic:36"]))
     assert chosen is not None
     dataset = data.load(from_, data_dir, optional=("test",))
     show = sys.stderr.isatty() and not quiet

@@ -221,9 +221,9 @@ def test_specs_that_are_refused(spec, message):
 
 
 def test_specs():
-    assert Augment.parse(("elastic:34",)) == Augment(elastic=34, sigma=4)
-    assert Augment.parse(("affine:12.5", "elastic:36:6", "shift:1")) == Augment(
-        shift=1, elastic=36, sigma=6, affine=12.5
+    assert Augment.parse(("elastic:34",)) == Augment(elastic=34, sigma=6)
+    assert Augment.parse(("affine:12.5", "elastic:34:4", "shift:1")) == Augment(
+        shift=1, elastic=34, sigma=4, affine=12.5
     )
 
 

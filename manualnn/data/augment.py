@@ -47,7 +47,7 @@ class Augment:
 
     @classmethod
     def parse(cls, specs: tuple[str, ...]) -> "Augment | None":
-        """From `["hflip", "shift:2", "cutout:8", "elastic:34", "affine:10"]`; None where nothing is
+        """From `["hflip", "shift:2", "cutout:8", "elastic:36", "affine:10"]`; None where nothing is
         asked for."""
         found: dict[str, list[str]] = {}
         for spec in specs:

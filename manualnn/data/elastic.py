@@ -36,7 +36,7 @@ class Distortion:
     """
 
     alpha: float = 0.0
-    sigma: float = 4.0
+    sigma: float = 6.0
     affine: float = 0.0
 
     def apply(
