@@ -14,18 +14,22 @@ from ..workspace import Noise, Workspace, generator, mix
 from .elastic import STREAM, Distortion
 
 AUGMENT_STREAM = 0xA06A
-# How each is written; and the least and the most of its numbers.
 KINDS = {
     "hflip": "hflip",
     "shift": "shift:N, N pixels from 1",
     "cutout": "cutout:N, N pixels from 1",
-    "elastic": "elastic:ALPHA or elastic:ALPHA:SIGMA, ALPHA up to 1000, SIGMA from 1 to 100 pixels",
-    "affine": "affine:P, P percent up to 99",
+    "elastic": "elastic:ALPHA or elastic:ALPHA:SIGMA, ALPHA from 0.1 to 1000, SIGMA from 1 to 100",
+    "affine": "affine:P, P percent from 0.1 to 99",
 }
-LIMITS: dict[str, list[tuple[float, float]]] = {
-    "elastic": [(0, 1000), (1, 100)],
-    "affine": [(0, 99)],
+# The least and the most of the numbers of each; those of WHOLE are whole.
+LIMITS: dict[str, tuple[tuple[float, float], ...]] = {
+    "hflip": (),
+    "shift": ((1, 1e9),),
+    "cutout": ((1, 1e9),),
+    "elastic": ((0.1, 1000), (1, 100)),
+    "affine": ((0.1, 99),),
 }
+WHOLE = ("shift", "cutout")
 
 
 @dataclass(frozen=True)
@@ -147,18 +151,10 @@ class Augment:
 
 
 def _fits(name: str, numbers: list[str]) -> bool:
-    """Whether these are what `KINDS` says."""
-    if name == "hflip":
-        return not numbers
-    if name in ("shift", "cutout"):
-        return (
-            len(numbers) == 1
-            and bool(re.fullmatch(r"[0-9]{1,9}", numbers[0]))
-            and int(numbers[0]) > 0
-        )
+    """Whether these are the numbers that `KINDS` names."""
     limits = LIMITS[name]
-    written = all(re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", number) for number in numbers)
-    if not written or not 0 < len(numbers) <= len(limits):
-        return False
-    values = zip(map(float, numbers), limits, strict=False)
-    return all(low <= value <= high and value for value, (low, high) in values)
+    pattern = "[0-9]{1,9}" + r"(\.[0-9]{1,9})?" * (name not in WHOLE)
+    return min(1, len(limits)) <= len(numbers) <= len(limits) and all(
+        re.fullmatch(pattern, number) and low <= float(number) <= high
+        for number, (low, high) in zip(numbers, limits, strict=False)
+    )

@@ -22,7 +22,7 @@ from ..workspace import Noise, Workspace, random_bits
 STREAM = 0xE1A5
 BLOCK = 2**17  # pixels that are sampled at once: what becomes of them stays in a cache
 SPACING = 1.25  # of the nodes, in sigmas: the variance then changes by 0.4 % from node to node
-LARGEST = 2.0**-31  # times a number of 32 bits is in [-1, 1)
+UNIT = 2.0**-31  # 32 random bits times this are in [-1, 1)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Distortion:
                 own = replace(noise, seeds=noise.seeds[r : r + 1], first=start)
                 rows = slice(max(first, start) - start, min(last, start + count) - start)
                 part = slice(start + rows.start - first, start + rows.stop - first)
-                with workspace.within(("distort", count, rows.stop - rows.start)):
+                key = ("distort", self, height, width, count, rows.stop - rows.start)
+                with workspace.within(key):
                     places = self._places(own, count, height, width, workspace)
                     sample(x[r, part], places[:, :, rows], workspace, out[r, part])
         return out
@@ -71,9 +72,7 @@ class Distortion:
         def make(size: int, scale: float) -> Tensor:
             return basis(size, self.sigma if self.alpha else 0, scale).to(workspace.dtype)
 
-        rows = workspace.constant(
-            ("rows", self, height), lambda: make(height, self.alpha * LARGEST)
-        )
+        rows = workspace.constant(("rows", self, height), lambda: make(height, self.alpha * UNIT))
         columns = workspace.constant(
             ("columns", self, width), lambda: make(width, 1).T.contiguous()
         )
@@ -84,7 +83,7 @@ class Distortion:
             z[:, :i, :, :j].copy_(bits[:, 4:].view(count, 2, i, j).permute(1, 2, 0, 3))
         identity = workspace.constant("identity", lambda: torch.eye(2, dtype=workspace.dtype))
         linear = _flat(workspace, count, 2, 2).copy_(bits[:, :4].view(count, 2, 2))
-        linear = linear.mul_(self.affine * LARGEST).add_(identity).permute(1, 2, 0)
+        linear = linear.mul_(self.affine * UNIT).add_(identity).permute(1, 2, 0)
         z[:, i, :, j + 1].copy_(linear[:, 0])
         z[:, i + 1, :, j].copy_(linear[:, 1])
         z[0, i + 1, :, j + 1].fill_((height - 1) / 2)
@@ -121,33 +120,25 @@ def sample(x: Tensor, places: Tensor, workspace: Workspace, out: Tensor) -> Tens
     count, channels, height, width = x.shape
     size = height * width
     shape = (height, count, width)
-    y, x_, fy, fx, *values = (_flat(workspace, *shape) for _ in range(8))
-    torch.clamp(places[0], 0, height - 1, out=y)
-    torch.clamp(places[1], 0, width - 1, out=x_)
-    torch.frac(y, out=fy)
-    torch.frac(x_, out=fx)
+    row, column, down, right, *values = (_flat(workspace, *shape) for _ in range(8))
+    torch.clamp(places[0], 0, height - 1, out=row)
+    torch.clamp(places[1], 0, width - 1, out=column)
+    torch.frac(row, out=down)
+    torch.frac(column, out=right)
     index = _flat(workspace, *shape, dtype=torch.int32)
-    index.copy_(x_.sub_(fx).add_(y.sub_(fy), alpha=width))
-    index.add_(
-        workspace.constant(
-            ("image", shape),
-            lambda: (
-                torch.arange(0, count * size, size, dtype=torch.int32)
-                .view(1, -1, 1)
-                .repeat(height, 1, width)
-            ),
-        )
-    )
+    index.copy_(column.sub_(right).add_(row.sub_(down), alpha=width))
+    starts = torch.arange(0, count * size, size, dtype=torch.int32).view(1, -1, 1)
+    index.add_(workspace.constant(("starts", shape), lambda: starts.repeat(height, 1, width)))
     # On the last row and column the neighbours beyond have the weight 0: any number will do.
     source = _flat_zeros(workspace, count * size + width + 1)
     for c in range(channels):
         source[: count * size].view(count, height, width).copy_(x[:, c])
         for start, value in zip((0, 1, width, width + 1), values, strict=True):
             torch.index_select(source[start:], 0, index.view(-1), out=value.view(-1))
-        upper, right, lower, lower_right = values
-        torch.lerp(upper, right, fx, out=upper)
-        torch.lerp(lower, lower_right, fx, out=lower)
-        out[:, c].copy_(torch.lerp(upper, lower, fy, out=upper).permute(1, 0, 2))
+        upper, upper_right, lower, lower_right = values
+        torch.lerp(upper, upper_right, right, out=upper)
+        torch.lerp(lower, lower_right, right, out=lower)
+        out[:, c].copy_(torch.lerp(upper, lower, down, out=upper).permute(1, 0, 2))
     return out
 
 
