@@ -46,7 +46,7 @@ DataName = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|PATH",
-        help="mnist, fashion-mnist or kmnist; a CSV file; or a folder of CSV or idx files.",
+        help="mnist, fashion-mnist or kmnist; a CSV file; or a folder of CSV, idx or shard files.",
     ),
 ]
 DataDir = Annotated[
@@ -351,6 +351,39 @@ def export_csv(
         raise InputError(f"--test {share:g}: must be between 0 and 1")
     counts = data.export_csv(data.load(name, data_dir), out, seed, share)
     print("\n".join(f"{out / file}: {count:,} examples" for file, count in counts.items()))
+
+
+@data_app.command("convert")
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|PATH", help="A data set, a CSV file, or a folder.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write, new or empty.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Write a data set as a folder of shards, which may be larger than memory: train with --data.
+
+    Files of idx or CSV, plain or .gz, are read some examples at a time.
+    """
+    from . import data
+    from .config import data_flags
+
+    flags = data_flags(source, data_dir)
+    file = flags.get("data.train")
+    place = {"train": file} if file else flags["data.dir"]
+    counts = data.convert(str(flags["data.name"]), place, out)
+    print("\n".join(f"{out}: {count:,} {part} examples" for part, count in counts.items()))
+
+
+@data_app.command("verify")
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder of shards.")],
+) -> None:
+    """Read all files of a shard folder and compare them with their checksums."""
+    from . import data
+
+    sizes = [size for _, size in data.verify_shards(folder)]
+    print(f"{folder}: {len(sizes)} files, {sum(sizes):,} bytes, as they were written")
 
 
 @data_app.command()

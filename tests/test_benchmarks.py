@@ -5,7 +5,16 @@ import re
 import pytest
 import torch
 
-from benchmarks import accuracy, against_peers, against_singles, against_torch, gpu, growth, results
+from benchmarks import (
+    accuracy,
+    against_peers,
+    against_singles,
+    against_torch,
+    gpu,
+    growth,
+    results,
+    stream,
+)
 from benchmarks.works import WORKS, find
 
 
@@ -77,3 +86,11 @@ def test_the_other_benchmarks(monkeypatch, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit, match="no CUDA device"):
             gpu.main(quick=True)
+
+
+def test_stream(capsys):
+    arguments = ["--samples", "20000", "--in-memory", "4000", "--memory-mb", "2", "--rounds", "1"]
+    stream.main(arguments)
+    out = capsys.readouterr().out
+    assert re.search(r"\| stream \| 20,000 \| [\d,]+ \| \d+\.\d+ \| [\d,]+ \|", out)
+    assert re.search(r"\| 2 MB \| 16 \| 83 \| 16 \| [+-]0\.\d+ \| [12]\.\d+ \|", out)

@@ -1,6 +1,7 @@
 """Data sets as tensors: find the files, read them, split, normalise."""
 
 from .augment import Augment
+from .conversion import convert
 from .csv_set import Place, are_features, csv_files
 from .export import export_csv
 from .generate import generate
@@ -27,6 +28,7 @@ __all__ = [
     "Shards",
     "Streamed",
     "are_features",
+    "convert",
     "corrupt",
     "csv_files",
     "example_shape",

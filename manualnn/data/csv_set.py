@@ -55,33 +55,43 @@ def read_csv(files: Mapping[str, Path]) -> dict[str, tuple[Tensor, Tensor]]:
     expected = tables["train"][0].shape[1] if "train" in tables else 0
     read = {}
     for part, (table, header) in tables.items():
-        path, columns = files[part], table.shape[1]
-        if part == "test" and columns == expected - 1:
-            print(f"note: {path}: holds no labels, so nothing is measured on it", file=sys.stderr)
-            continue
-        if expected and columns != expected:
-            raise InputError(
-                f"{path}: has {columns} columns, but {files['train']} has {expected}: a label and"
-                f" {expected - 1} features"
-            )
-        if part == "test" and expected and are_features(table, header):
-            raise InputError(
-                f"{path}: has {columns} features, but {files['train']} a label and {expected - 1}"
-            )
-        # 783 features are unusual where 784 pixels are not; other tables have what width they like.
-        if columns < 2 or are_features(table, header):
-            raise InputError(
-                f"{path}: has {columns} columns, as features without a label; labels are needed, in"
-                " the first column; `predict` needs none"
-            )
-        read[part] = table[:, 1:], _labels(table[:, 0], path, part == "train")
-    side = _side(next(iter(tables.values()))[0].shape[1] - 1)
-    if not side or not all(_are_bytes(features) for features, _ in read.values()):
+        if has_labels(part, files, table, header, expected):
+            read[part] = table[:, 1:], class_labels(table[:, 0], files[part], part == "train")
+    side = side_of(next(iter(tables.values()))[0].shape[1] - 1)
+    if not side or not all(are_bytes(features) for features, _ in read.values()):
         return read
     return {
         part: (features.to(torch.uint8).reshape(-1, 1, side, side), labels)
         for part, (features, labels) in read.items()
     }
+
+
+def has_labels(
+    part: str, files: Mapping[str, Path], table: Tensor, header: list[str] | None, expected: int
+) -> bool:
+    """Whether the table of a part, or its first lines, has a label before the features; `expected`
+    are the columns of the training file, 0 where there is none. A test file without labels is
+    left out, with a note. Raises InputError where the columns do not fit."""
+    path, columns = files[part], table.shape[1]
+    if part == "test" and columns == expected - 1:
+        print(f"note: {path}: holds no labels, so nothing is measured on it", file=sys.stderr)
+        return False
+    if expected and columns != expected:
+        raise InputError(
+            f"{path}: has {columns} columns, but {files['train']} has {expected}: a label and"
+            f" {expected - 1} features"
+        )
+    if part == "test" and expected and are_features(table, header):
+        raise InputError(
+            f"{path}: has {columns} features, but {files['train']} a label and {expected - 1}"
+        )
+    # 783 features are unusual where 784 pixels are not; other tables have what width they like.
+    if columns < 2 or are_features(table, header):
+        raise InputError(
+            f"{path}: has {columns} columns, as features without a label; labels are needed, in"
+            " the first column; `predict` needs none"
+        )
+    return True
 
 
 def are_features(table: Tensor, header: list[str] | None) -> bool:
@@ -90,7 +100,7 @@ def are_features(table: Tensor, header: list[str] | None) -> bool:
     return not named and table.dtype == torch.uint8 and table.shape[1] in PIXELS
 
 
-def _labels(column: Tensor, path: Path, train: bool) -> Tensor:
+def class_labels(column: Tensor, path: Path, train: bool) -> Tensor:
     """Classes from a column; of training examples so many that they can be classes."""
     labels = column.long()
     most = max(10, len(column) // 2) if train else 2**31
@@ -112,14 +122,14 @@ def _labels(column: Tensor, path: Path, train: bool) -> Tensor:
     return labels
 
 
-def _are_bytes(features: Tensor) -> bool:
+def are_bytes(features: Tensor) -> bool:
     """Whether all are whole numbers from 0 to 255."""
     if features.dtype == torch.uint8:
         return True
     return bool(((features >= 0) & (features <= 255) & (features == features.floor())).all())
 
 
-def _side(count: int) -> int:
+def side_of(count: int) -> int:
     """The side of a square image of `count` pixels; 0 where it is none."""
     side = math.isqrt(count)
     return side if side * side == count and side >= 8 else 0

@@ -9,8 +9,10 @@ import hashlib
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -45,10 +47,7 @@ def read_idx(path: Path, md5: str | None = None) -> Tensor:
     zipped = packed[:2].tobytes() == GZIP
     digest = hashlib.md5(packed.data, usedforsecurity=False).hexdigest() if md5 or zipped else ""
     if md5 and digest != md5:
-        raise InputError(
-            f"{path}: md5 is {digest}, should be {md5}: the file is damaged; delete it and get it"
-            " again"
-        )
+        raise _damaged(path, digest, md5)
     return _parse(_unpack(packed, digest, path) if zipped else packed, path)
 
 
@@ -83,8 +82,73 @@ def _unpack(packed: np.ndarray, digest: str, path: Path) -> np.ndarray:
     return contents
 
 
-def _size(contents: np.ndarray, path: Path) -> tuple[np.dtype, tuple[int, ...], int]:
-    """The type, shape and total number of bytes that an idx header promises."""
+class IdxFile:
+    """An idx file, plain or `.gz`, that is read some examples at a time: it may be larger than
+    memory. Raises InputError as `read_idx` does."""
+
+    def __init__(self, path: Path, md5: str | None = None) -> None:
+        self.path = path
+        try:
+            length = file_size(path)
+            with path.open("rb") as file:
+                self._zipped = file.read(2) == GZIP
+                file.seek(0)
+                digest = hashlib.file_digest(file, _md5).hexdigest() if md5 else None
+            with self._open() as file:
+                header = np.frombuffer(file.read(HEADER), np.uint8)
+        except (OSError, EOFError, zlib.error) as error:
+            raise self._unreadable(error) from None
+        if digest != md5:
+            raise _damaged(path, str(digest), str(md5))
+        self.dtype, self.shape, size = _size(header, path, whole=False)
+        if not self._zipped:
+            _check_length(self.dtype, self.shape, size, length, path)
+
+    def blocks(self, most: int) -> Iterator[Tensor]:
+        """All examples in order, in the file's type, about `most` bytes at a time."""
+        each = self.dtype.itemsize * math.prod(self.shape[1:])
+        step = max(1, most // max(each, 1))
+        try:
+            with self._open() as file:
+                file.read(4 + 4 * len(self.shape))
+                for start in range(0, self.shape[0], step):
+                    count = min(step, self.shape[0] - start)
+                    contents = file.read(count * each)
+                    if len(contents) < count * each:
+                        raise EOFError(f"it ends after {start + len(contents) // each} examples")
+                    values = np.frombuffer(contents, self.dtype).reshape(count, *self.shape[1:])
+                    yield torch.from_numpy(values.astype(self.dtype.newbyteorder("=")))
+                if file.read(1):
+                    raise InputError(f"{self.path}: too long for its {_brief(self.shape)} values")
+        except (OSError, EOFError, zlib.error) as error:
+            raise self._unreadable(error) from None
+
+    def _open(self) -> BinaryIO:
+        return cast(BinaryIO, gzip.open(self.path) if self._zipped else self.path.open("rb"))
+
+    def _unreadable(self, error: Exception) -> InputError:
+        if getattr(self, "_zipped", False):
+            return InputError(f"{self.path}: truncated or damaged gzip file ({error})")
+        return InputError(
+            f"{self.path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        )
+
+
+def _md5() -> Any:
+    return hashlib.md5(usedforsecurity=False)
+
+
+def _damaged(path: Path, digest: str, md5: str) -> InputError:
+    return InputError(
+        f"{path}: md5 is {digest}, should be {md5}: the file is damaged; delete it and get it again"
+    )
+
+
+def _size(
+    contents: np.ndarray, path: Path, whole: bool = True
+) -> tuple[np.dtype, tuple[int, ...], int]:
+    """The type, shape and total number of bytes that an idx header promises. Raises InputError
+    where these are more than can be, and where the `whole` does not fit into memory."""
     magic = contents[:4].tobytes()
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in TYPES or magic[3] == 0:
         raise InputError(f"{path}: not an idx file: it starts with {magic.hex(' ') or 'nothing'}")
@@ -94,10 +158,11 @@ def _size(contents: np.ndarray, path: Path) -> tuple[np.dtype, tuple[int, ...], 
         raise InputError(f"{path}: truncated: its header of {start} bytes ends early")
     shape = struct.unpack(f">{dimensions}I", contents[4:start].tobytes())
     dtype = np.dtype(TYPES[magic[2]])
-    if dimensions > DIMENSIONS or math.prod(n or 1 for n in shape) * dtype.itemsize > LARGEST:
+    asked = math.prod(n or 1 for n in shape) * dtype.itemsize
+    if dimensions > DIMENSIONS or asked > (LARGEST if whole else 2**48):
         raise InputError(f"{path}: its header asks for {_brief(shape)} values; not an idx file")
     size = start + math.prod(shape) * dtype.itemsize
-    if size > most_bytes():
+    if whole and size > most_bytes():
         raise InputError(f"{path}: needs {size} bytes, more than half of the memory here")
     return dtype, shape, size
 

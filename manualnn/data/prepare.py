@@ -15,7 +15,6 @@ from ..errors import InputError
 from ..workspace import generator
 from .augment import Augment
 from .labels import corrupt
-from .limits import most_bytes
 from .rows import Rows
 from .stream import Streamed
 
@@ -140,6 +139,8 @@ def split(
             f"data.valid = {valid} of {len(labels)} samples leaves a part empty; change it or the"
             " number of samples"
         )
+    if not count:
+        return torch.arange(len(labels)), torch.arange(0)
     order = torch.randperm(len(labels), generator=generator(seed, SPLIT_STREAM))
     if stratify:
         # Rank each sample within its class, in a random order; the lowest relative ranks validate.
@@ -208,11 +209,6 @@ def prepare(
         )
 
     if isinstance(images, Rows):
-        each = images.row_bytes + images.example.numel() * dtype.itemsize
-        if len(held_out) * each > most_bytes():
-            raise InputError(
-                f"data.valid = {valid}: {len(held_out)} examples take more than half of the memory"
-            )
         if not torch.tensor([normalization.mean, normalization.std]).isfinite().all():
             raise InputError("the training examples hold a number that is not finite")
     elif images.is_floating_point() and not images.isfinite().all():
@@ -225,12 +221,15 @@ def prepare(
             return Samples(x, labels.to(device))
         return Samples(normalization.apply(images, dtype).to(device), labels.to(device))
 
-    learned = labels[chosen]
+    held = select(images, held_out)
+    if isinstance(held, Rows) and held.numel() * dtype.itemsize <= memory_mb << 20:
+        held = held[:]  # more of them stay in their files, too
+    learned = labels[chosen] if len(held_out) else labels
     if any(fraction for fraction, _ in corruption):
         learned = torch.stack([corrupt(learned, p, classes, seed) for p, seed in corruption])
     return Prepared(
         samples(used, learned),
-        samples(images[held_out], labels[held_out]) if len(held_out) else None,
+        samples(held, labels[held_out]) if len(held_out) else None,
         samples(*test) if test else None,
         normalization,
         tuple(images.shape[1:]),

@@ -172,6 +172,8 @@ class ShardWriter:
                 f"{self.folder}: {part} examples are {images.dtype} of shape"
                 f" {tuple(images.shape[1:])}, not {self.dtype} of {self.shape}"
             )
+        if images.is_floating_point() and not images.isfinite().all():
+            raise InputError(f"{self.folder}: a {part} example holds a number that is not finite")
         if labels.shape != images.shape[:1] or labels.is_floating_point():
             raise InputError(
                 f"{self.folder}: {len(images)} {part} examples have {labels.dtype} labels of shape"

@@ -134,7 +134,7 @@ def load(
         where = ", ".join(map(str, labelled.values()))
     else:
         assert not isinstance(data_dir, Mapping)
-        files, where, md5 = _locate(name, data_dir, parts, optional)
+        files, where, md5 = locate(name, data_dir, parts, optional)
         labelled = {part: files[part, "labels"] for part in parts if (part, "labels") in files}
         read = {
             part: _read_part(files[part, "images"], path, part, md5)
@@ -143,22 +143,28 @@ def load(
     shapes = {part: tuple(examples.images.shape[1:]) for part, examples in read.items()}
     if len(set(shapes.values())) > 1:
         raise InputError(f"{where}: train and test examples differ in shape: {shapes}")
-    known = DATASETS.get(name)
-    if class_names is None and known and md5:
-        class_names = known.classes
-    elif class_names is None and "train" in read:
-        count = int(read["train"].labels.max()) + 1
-        same = known is not None and len(known.classes) == count
-        class_names = known.classes if known and same else tuple(map(str, range(count)))
-    elif class_names is None and known and read:
-        fits = max(int(examples.labels.max()) for examples in read.values()) < len(known.classes)
-        class_names = known.classes if fits else None
+    if class_names is None:
+        labels = {part: examples.labels for part, examples in read.items()}
+        class_names = name_classes(name, labels, bool(md5))
     for part, examples in read.items():
         if class_names is not None:
             path = labelled[part]
             lines = path if name == "csv" else None
             check_labels(examples.labels, len(class_names), str(path), lines)
     return Dataset(name, where, read.get("train"), read.get("test"), class_names)
+
+
+def name_classes(name: str, labels: dict[str, Tensor], own: bool) -> tuple[str, ...] | None:
+    """The classes of a data set by the labels of its parts; its `own` files have those it knows."""
+    known = DATASETS.get(name)
+    if known and own:
+        return known.classes
+    if "train" in labels:
+        count = int(labels["train"].max()) + 1
+        same = known is not None and len(known.classes) == count
+        return known.classes if known and same else tuple(map(str, range(count)))
+    fits = known and labels and max(int(y.max()) for y in labels.values()) < len(known.classes)
+    return known.classes if known and fits else None
 
 
 def _load_shards(
@@ -237,29 +243,36 @@ def _read_part(
 ) -> Examples:
     images = read_idx(images_path, md5.get((part, "images")))
     labels = read_idx(labels_path, md5.get((part, "labels")))
-    if images.dim() == 3:
-        images = images.unsqueeze(1)  # one channel
-    if images.dim() not in (2, 4):
-        raise InputError(
-            f"{images_path}: examples of {images.dim() - 1} dimensions; 1 to 3 are read"
-        )
+    shape = check_part(tuple(images.shape), images_path, labels, labels_path)
+    return Examples(images.view(shape), labels.long())
+
+
+def check_part(
+    shape: tuple[int, ...], images_path: Path, labels: Tensor, labels_path: Path
+) -> tuple[int, ...]:
+    """The shape that images (N, ...) of an idx file are to have. Raises InputError where they and
+    their labels are no data set."""
+    if len(shape) == 3:
+        shape = (shape[0], 1, *shape[1:])  # one channel
+    if len(shape) not in (2, 4):
+        raise InputError(f"{images_path}: examples of {len(shape) - 1} dimensions; 1 to 3 are read")
     if labels.dim() != 1 or labels.is_floating_point():
         raise InputError(f"{labels_path}: labels must be one integer per example")
-    if len(images) != len(labels):
+    if shape[0] != len(labels):
         raise InputError(
-            f"{len(images)} images in {images_path}, but {len(labels)} labels in {labels_path}"
+            f"{shape[0]} images in {images_path}, but {len(labels)} labels in {labels_path}"
         )
-    if images.numel() == 0:
-        raise InputError(f"{images_path}: holds no data: shape {tuple(images.shape)}")
+    if 0 in shape:
+        raise InputError(f"{images_path}: holds no data: shape {shape}")
     if (largest := int(labels.max())) >= max(256, len(labels)):  # a class each would be names only
         raise InputError(f"{labels_path}: label {largest} is too large for {len(labels)} examples")
-    return Examples(images, labels.long())
+    return shape
 
 
 Files = dict[tuple[str, str], Path]
 
 
-def _locate(
+def locate(
     name: str, data_dir: Path | str | None, parts: tuple[str, ...], optional: tuple[str, ...]
 ) -> tuple[Files, str, dict[tuple[str, str], str]]:
     """The files of the parts, where they lie, and the md5s they must have (none if the user's)."""

@@ -29,28 +29,30 @@ ABSENT = -(2**62)
 
 
 class Layout:
-    """How rows of files are read: `blocks` blocks of 2**shift rows, `window` of them at a time;
-    `whole` where both windows together hold all, and then are one.
+    """How `count` rows of files are read: `blocks` blocks of 2**shift rows, `window` of them at a
+    time; `whole` where both windows together hold all, and then are one.
 
-    `edges` (M + 1,) are the first examples of the blocks: of rows of which only some are chosen,
-    examples are fewer. Raises InputError where `memory` bytes hold no two rows.
+    `edges` (M + 1,) are the first examples of the blocks: where only some rows, those in `chosen`,
+    are examples, they are fewer. Raises InputError where `memory` bytes hold no two rows.
     """
 
-    def __init__(self, rows: Rows, memory: int) -> None:
-        most = memory // rows.row_bytes
-        if rows.count > most < 2:
+    def __init__(
+        self, count: int, row_bytes: int, memory: int, chosen: Tensor | None = None
+    ) -> None:
+        most = memory // row_bytes
+        if count > most < 2:
             raise InputError(
-                f"data.memory_mb = {memory >> 20} holds no two examples of {rows.row_bytes} bytes"
+                f"data.memory_mb = {memory >> 20} holds no two examples of {row_bytes} bytes"
             )
-        self.shift = max(1, min(BLOCK // rows.row_bytes, most // 2 // BLOCKS)).bit_length() - 1
-        self.whole = rows.count <= most
-        self.blocks = (rows.count - 1 >> self.shift) + 1
+        self.shift = max(1, min(BLOCK // row_bytes, most // 2 // BLOCKS)).bit_length() - 1
+        self.whole = count <= most
+        self.blocks = (count - 1 >> self.shift) + 1
         self.window = self.blocks if self.whole else most // 2 >> self.shift
-        edges = torch.arange(self.blocks + 1) << self.shift
-        chosen = rows.rows
-        self.edges = (
-            edges.clamp_(max=len(rows)) if chosen is None else torch.searchsorted(chosen, edges)
-        )
+        self.edges = torch.arange(self.blocks + 1) << self.shift
+        if chosen is not None:
+            self.edges = torch.searchsorted(chosen, self.edges)
+        else:
+            self.edges.clamp_(max=count)
 
     def windows(self, draw: torch.Generator | None) -> list[Tensor]:
         """The blocks of each window, all of about the same size; without a generator in the order
@@ -84,7 +86,7 @@ class Ring:
 
     def __init__(self, rows: Rows, memory: int) -> None:
         self.rows = rows
-        self.layout = Layout(rows, memory)
+        self.layout = Layout(rows.count, rows.row_bytes, memory, rows.rows)
         self._lock = threading.Lock()
         self._reader: ThreadPoolExecutor | None = None
         with torch.inference_mode(False):
@@ -164,7 +166,12 @@ class Ring:
                 return
             if self._memory is None:
                 size = self._half * (1 if self.layout.whole else 2)
-                self._memory = torch.empty((size, *self.rows.example), dtype=self.rows.dtype)
+                try:
+                    self._memory = torch.empty((size, *self.rows.example), dtype=self.rows.dtype)
+                except RuntimeError as error:
+                    raise InputError(
+                        f"data.memory_mb: is too much for this machine ({error})"
+                    ) from None
             gone = (self._places >= first) & (self._places < first + self._half)
             self._places[gone] = ABSENT
             self._held[half] = -1
@@ -183,8 +190,8 @@ class Ring:
 class Streamed:
     """Normalised examples (N, ...) that stay in their files, in the place of a tensor of them.
 
-    `order` draws that of an epoch, `gather` takes a batch. A slice is read, normalised and put on
-    the device. The numbers are, bit for bit, those of `Normalization.apply`.
+    `order` draws that of an epoch, `gather` takes a batch. Rows that are asked for by a slice or by
+    indices are read, normalised and put on the device. The numbers are, bit for bit, those of `Normalization.apply`.
     """
 
     def __init__(
@@ -224,7 +231,7 @@ class Streamed:
     def new_empty(self, *size: Any) -> Tensor:
         return torch.empty(*size, dtype=self.dtype, device=self.device)
 
-    def __getitem__(self, index: slice) -> Tensor:
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
         x = self.normalization.apply(self.rows[index], self.compute)
         return x.to(self.device, self.dtype)
 
@@ -264,3 +271,29 @@ class Streamed:
                     low = torch.empty(shape, dtype=self.compute, device=self.device)
             known[count] = raw, low
         return known[count]
+
+
+def quality(order: Tensor, labels: Tensor, batch_size: int = 64) -> tuple[float, float]:
+    """What an order (N,) of samples in files is like, by two figures.
+
+    The correlation of a sample's place in the files with its place in the order: 1 for none, and
+    for a full shuffle 0 with a standard deviation of 1/sqrt(N), for M shuffled blocks of 1/sqrt(M).
+
+    And Pearson's chi-square of the label counts of a batch against those of all, over its degrees
+    of freedom, the mean over the batches: 1 for a full shuffle, n for batches of n equal labels.
+    With labels sorted, m blocks in a window, M in all, and batches of n, it is
+    1 + (n - 1)(1/m - 1/M): the labels of a window are a sample, too.
+    """
+    turn = torch.arange(len(order), dtype=torch.float64)
+    middle = (len(order) - 1) / 2
+    covariance = (order.double() - middle) @ (turn - middle)
+    correlation = covariance / (turn - middle).square().sum()
+    batches = len(order) // batch_size
+    found = labels[order[: batches * batch_size]].view(batches, batch_size)
+    shares = labels.bincount().double() / len(labels)
+    classes = len(shares)
+    cells = found + classes * torch.arange(batches).unsqueeze(1)
+    counts = cells.flatten().bincount(minlength=batches * classes).view(batches, classes)
+    expected = shares[shares > 0] * batch_size
+    chi = ((counts[:, shares > 0] - expected).square() / expected).sum(1)
+    return float(correlation), float(chi.mean()) / max(1, len(expected) - 1)

@@ -11,7 +11,7 @@ import itertools
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from .limits import file_size, most_bytes
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 LONGEST = 2**26  # characters of a line: more is no line of numbers, but memory without end
 CACHED = 2**20  # bytes: smaller files are read as fast as their cache
+TYPES = (np.uint8, np.float32)  # of numbers in text; the first is read nine times as fast
 # A column of one of these names is moved to the front.
 LABELS = ("label", "class", "target", "prediction")
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
@@ -84,6 +85,53 @@ def read_table(path: Path) -> tuple[Tensor, list[str] | None]:
     return values, header
 
 
+def read_blocks(path: Path, most: int) -> tuple[list[str] | None, Iterator[Tensor]]:
+    """What `read_table` reads, some lines at a time, about `most` numbers: of uint8 or of float32,
+    as each allows. The file may be larger than memory."""
+    try:
+        _, first = next(_lines(path), (0, ""))
+    except UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read as text: {_reason(error)}") from None
+    names = _fields(first)
+    header = names if _is_header(names) else None
+    own = _label_column(header) if header else 0
+    order = [own, *(i for i in range(len(names)) if i != own)]
+    blocks = _blocks(path, header, len(names), max(1, most // len(names)))
+    if not own:
+        return header, blocks
+    return [names[i] for i in order], (block[:, order] for block in blocks)
+
+
+def _blocks(path: Path, header: list[str] | None, columns: int, rows: int) -> Iterator[Tensor]:
+    """The numbers below the header, so many rows at a time; InputError as `_parse` raises it."""
+    try:
+        lines = (line for _, line in _lines(path))
+        if header:
+            next(lines)
+        found = False
+        while some := list(itertools.islice(lines, rows)):
+            values = _numbers(some, columns)
+            if values is None:
+                break
+            found = True
+            yield torch.from_numpy(values)
+        if found and not some:
+            return
+    except UNREADABLE:
+        pass
+    raise InputError(f"{path}: {_fault(path, header)}")
+
+
+def _numbers(lines: list[str], columns: int) -> np.ndarray | None:
+    """Some lines as numbers, of the first type that takes them; None where none does."""
+    for dtype in TYPES:
+        with suppress(ValueError, Warning):
+            values = _load(lines, dtype)
+            if values.shape[1] == columns and (dtype is np.uint8 or np.isfinite(values).all()):
+                return values
+    return None
+
+
 def place_of_label(path: Path, example: int) -> str:
     """The line and column in the file of an example's label."""
     lines = _lines(path)
@@ -136,17 +184,12 @@ def _cached(path: Path) -> Path | None:
 
 def _parse(path: Path, header: list[str] | None) -> np.ndarray:
     """The numbers below the header; InputError with the place of the first that is none."""
-    for dtype in (np.uint8, np.float32):  # the first is nine times as fast
+    for dtype in TYPES:
         try:
-            with warnings.catch_warnings():
-                # An integer read through a float, and an empty file, are warnings only.
-                warnings.simplefilter("error")
-                rows = _rows(path, np.dtype(dtype).itemsize)
-                if header:
-                    next(rows)
-                values = np.loadtxt(
-                    rows, dtype, delimiter=",", ndmin=2, comments=None, quotechar='"'
-                )
+            rows = _rows(path, np.dtype(dtype).itemsize)
+            if header:
+                next(rows)
+            values = _load(rows, dtype)
         except InputError:
             raise
         except (ValueError, Warning, *UNREADABLE):
@@ -156,6 +199,13 @@ def _parse(path: Path, header: list[str] | None) -> np.ndarray:
         if values.size and (dtype is np.uint8 or np.isfinite(values).all()):
             return values
     raise InputError(f"{path}: {_fault(path, header)}")
+
+
+def _load(lines: Iterable[str], dtype: type) -> np.ndarray:
+    with warnings.catch_warnings():
+        # An integer read through a float, and an empty file, are warnings only.
+        warnings.simplefilter("error")
+        return np.loadtxt(lines, dtype, delimiter=",", ndmin=2, comments=None, quotechar='"')
 
 
 def _rows(path: Path, itemsize: int) -> Iterator[str]:

@@ -1,0 +1,119 @@
+"""A data set of any size as a shard folder: it is read some examples at a time.
+
+Shapes: N examples, M columns.
+"""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, hint
+from .csv_set import Place, are_bytes, class_labels, csv_files, has_labels, side_of
+from .idx import IdxFile, read_idx
+from .shards import SHARD_BYTES, ShardWriter
+from .sources import NAMES, check_labels, check_part, locate, name_classes
+from .table import read_blocks
+
+BYTES = 2**23  # of examples at a time
+NUMBERS = 2**20  # of a table at a time: their lines take many times as much
+PARTS = ("train", "test")
+
+
+class _OtherTypeError(Exception):
+    """Examples that were taken for bytes are none."""
+
+
+def convert(
+    name: str, place: Place, folder: Path, shard_bytes: int = SHARD_BYTES
+) -> dict[str, int]:
+    """Write the data set `name`, found as `load` finds it, to a new shard folder; the number of
+    examples of each part. Raises InputError, and then leaves nothing.
+
+    Numbers that are no bytes become float32; those of a table that are not images remain (M - 1,).
+    """
+    if name not in NAMES or name == "shards":
+        raise InputError(f"data set {name!r} cannot be converted; {hint(name, NAMES[:-1])}")
+    if name != "csv":
+        assert not isinstance(place, Mapping)
+        return _convert_idx(name, place, folder, shard_bytes)
+    files = csv_files(place, PARTS, ("test",))
+    try:
+        return _convert_csv(files, torch.uint8, folder, shard_bytes)
+    except _OtherTypeError:
+        return _convert_csv(files, torch.float32, folder, shard_bytes)
+
+
+def _convert_idx(
+    name: str, place: Path | str | None, folder: Path, shard_bytes: int
+) -> dict[str, int]:
+    files, where, md5 = locate(name, place, PARTS, ("test",))
+    images, labels, shapes = {}, {}, {}
+    for part in (part for part in PARTS if (part, "images") in files):
+        path = files[part, "labels"]
+        images[part] = IdxFile(files[part, "images"], md5.get((part, "images")))
+        labels[part] = read_idx(path, md5.get((part, "labels")))
+        shape = check_part(images[part].shape, images[part].path, labels[part], path)
+        shapes[part] = shape[1:]
+    if len(set(shapes.values())) > 1:
+        raise InputError(f"{where}: train and test examples differ in shape: {shapes}")
+    names = name_classes(name, labels, bool(md5))
+    assert names is not None
+    for part, own in labels.items():
+        check_labels(own, len(names), str(files[part, "labels"]))
+    dtype = (
+        torch.uint8 if {file.dtype.str for file in images.values()} == {"|u1"} else torch.float32
+    )
+    title = Path(where).name if name == "idx" else name
+    with ShardWriter(folder, title, shapes["train"], dtype, names, shard_bytes) as writer:
+        for part, file in images.items():
+            start = 0
+            for block in file.blocks(BYTES):
+                values = block.to(dtype)
+                if not values.to(block.dtype).equal(block):
+                    raise InputError(f"{file.path}: holds values that are no float32 numbers")
+                end = start + len(block)
+                writer.add(part, values.view(-1, *shapes[part]), labels[part][start:end])
+                start = end
+    return {part: len(own) for part, own in labels.items()}
+
+
+def _convert_csv(
+    files: Mapping[str, Path], dtype: torch.dtype, folder: Path, shard_bytes: int
+) -> dict[str, int]:
+    """Into examples of `dtype`. Raises _OtherTypeError where they are no bytes, but should be."""
+    tables, expected = {}, 0
+    for part, path in files.items():
+        header, blocks = read_blocks(path, NUMBERS)
+        first = next(blocks)
+        if has_labels(part, files, first, header, expected):
+            tables[part] = itertools.chain([first], blocks)
+        expected = expected or first.shape[1]
+    side = side_of(expected - 1) if dtype == torch.uint8 else 0
+    shape = (1, side, side) if side else (expected - 1,)
+    counts, classes = dict[str, int](), 0
+    title = files["train"].name.partition(".")[0]
+    title = files["train"].absolute().parent.name if title == "train" else title
+    with ShardWriter(folder, title, shape, dtype, None, shard_bytes) as writer:
+        for part, table in tables.items():
+            columns: list[Tensor] = []
+            for block in table:
+                columns.append(block[:, 0].clone())
+                labels = columns[-1].long()
+                if not (labels == columns[-1]).all() or (labels < 0).any():
+                    class_labels(torch.cat(columns), files[part], part == "train")  # raises
+                features = block[:, 1:]
+                if dtype == torch.uint8 and not (are_bytes(features) if side else _is_uint8(block)):
+                    raise _OtherTypeError
+                writer.add(part, features.to(dtype).reshape(-1, *shape), labels)
+            found = class_labels(torch.cat(columns), files[part], part == "train")
+            classes = classes or int(found.max()) + 1
+            check_labels(found, classes, str(files[part]), files[part])
+            counts[part] = len(found)
+    return counts
+
+
+def _is_uint8(block: Tensor) -> bool:
+    return block.dtype == torch.uint8
