@@ -10,8 +10,8 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -386,6 +386,55 @@ def verify(
 
     sizes = [size for _, size in data.verify_shards(folder)]
     print(f"{folder}: {len(sizes)} files, {sum(sizes):,} bytes, as they were written")
+
+
+@data_app.command()
+def generate(
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    samples: Annotated[int, typer.Option(help="How many training examples.")],
+    from_: Annotated[
+        str, typer.Option("--from", metavar="NAME", help="The data set they are made from.")
+    ] = "mnist",
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="A change as in data.augment, any number of them.",
+            show_default="elastic:36",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the changes and of the order.")] = 0,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a folder with any number of training examples, each one of a data set distorted at
+    random, and with the data set's own test examples.
+
+    Example i depends on the seed and on i alone: fewer are the first of more.
+    """
+    from . import data
+
+    if samples < 1:
+        raise InputError(f"--samples {samples}: must be at least 1")
+    chosen = data.Augment.parse(tuple(augment or ["elastic:36"]))
+    assert chosen is not None
+    dataset = data.load(from_, data_dir, optional=("test",))
+    show = sys.stderr.isatty() and not quiet
+    with _counting(samples) if show else nullcontext(lambda count: None) as progress:
+        data.generate(dataset, out, samples, chosen, seed, progress)
+    test = len(dataset.test.labels) if dataset.test else 0
+    print(f"{out}: {samples:,} training and {test:,} test examples")
+
+
+@contextmanager
+def _counting(total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar for what counts up to `total`."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.update(task, completed=count)
 
 
 @app.command()

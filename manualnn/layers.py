@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .errors import InputError, hint
 from .parameters import Shapes, Views
-from .workspace import Workspace, mix
+from .workspace import Workspace, random_bits
 
 Shape = tuple[int, ...]
 LOW_FROM = 2**22  # products of numbers from which rounding the factors first pays
@@ -520,28 +520,7 @@ class Dropout(_Elementwise):
         )
         scale = per_replica("scale", [1 / (1 - p) for p in probabilities], workspace.dtype)
 
-        # Constants of splitmix64 and murmur3 as signed integers; products wrap around.
-        first, last = noise.first, noise.first + batch
-        position = workspace.constant(
-            ("position", first, last), lambda: torch.arange(first, last).view(1, -1)
-        )
-        rows = workspace.empty((replicas, batch), torch.int64)
-        shifted = workspace.empty(rows.shape, torch.int64)
-        rows.copy_(position).add_(noise.step).mul_(-0x61C8864680B583EB)
-        rows.add_(noise.seeds).add_(mix(self.stream))
-        for multiplier in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):
-            torch.bitwise_right_shift(rows, 30, out=shifted)
-            rows.bitwise_xor_(shifted).mul_(multiplier)
-        torch.bitwise_right_shift(rows, 32, out=shifted)
-        row_keys = workspace.empty(rows.shape, torch.int32).copy_(shifted).unsqueeze(-1)
-        columns = workspace.constant(
-            ("unit", units), lambda: (torch.arange(units) * 0x9E3779B1).to(torch.int32)
-        )
-        h = workspace.empty((replicas, batch, units), torch.int32)
-        low = workspace.empty(h.shape, torch.int32)
-        torch.bitwise_xor(row_keys, columns, out=h).mul_(-0x7A143595)
-        torch.bitwise_right_shift(h, 15, out=low)
-        h.bitwise_xor_(low).mul_(-0x3D4D51CB)
+        h = random_bits(workspace, noise, (replicas, batch, units), self.stream)
         keep = torch.ge(h, threshold, out=workspace.empty(h.shape, torch.bool))
         mask = workspace.empty(h.shape)
         return mask.copy_(keep).mul_(scale).view(shape)

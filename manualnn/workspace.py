@@ -4,7 +4,8 @@ Shapes: R replicas, B samples of a batch, n units of one sample.
 """
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -74,6 +75,16 @@ class Workspace:
             self._pool = self._pools.setdefault(key, [])
             self._next = 0
 
+    @contextmanager
+    def within(self, key: Hashable) -> Iterator[None]:
+        """A step inside a step: buffers of their own, the same ones every time with that key."""
+        before = self._pool, self._next
+        self.begin(key, self.noise)
+        try:
+            yield
+        finally:
+            self._pool, self._next = before
+
     def empty(
         self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype | None = None
     ) -> Tensor:
@@ -116,3 +127,34 @@ class Workspace:
             size = math.prod(shape[1:])
             buffer = torch.empty(shape[0], aligned(size), dtype=dtype, device=self.device)
             return arrange(buffer[:, :size], tuple(shape[1:]))
+
+
+def random_bits(
+    workspace: Workspace, noise: Noise, shape: tuple[int, int, int], stream: int
+) -> Tensor:
+    """int32 of `shape` (R, B, n), evenly distributed: a hash of (seed, stream, step, position of
+    the sample, unit), the same on every device and for every split of the work. `stream` tells
+    apart what they are for."""
+    replicas, batch, units = shape
+    # Constants of splitmix64 and murmur3 as signed integers; products wrap around.
+    first, last = noise.first, noise.first + batch
+    position = workspace.constant(
+        ("position", first, last), lambda: torch.arange(first, last).view(1, -1)
+    )
+    rows = workspace.empty((replicas, batch), torch.int64)
+    shifted = workspace.empty(rows.shape, torch.int64)
+    rows.copy_(position).add_(noise.step).mul_(-0x61C8864680B583EB)
+    rows.add_(noise.seeds).add_(mix(stream))
+    for multiplier in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):
+        torch.bitwise_right_shift(rows, 30, out=shifted)
+        rows.bitwise_xor_(shifted).mul_(multiplier)
+    torch.bitwise_right_shift(rows, 32, out=shifted)
+    row_keys = workspace.empty(rows.shape, torch.int32).copy_(shifted).unsqueeze(-1)
+    columns = workspace.constant(
+        ("unit", units), lambda: (torch.arange(units) * 0x9E3779B1).to(torch.int32)
+    )
+    h = workspace.empty(shape, torch.int32)
+    low = workspace.empty(h.shape, torch.int32)
+    torch.bitwise_xor(row_keys, columns, out=h).mul_(-0x7A143595)
+    torch.bitwise_right_shift(h, 15, out=low)
+    return h.bitwise_xor_(low).mul_(-0x3D4D51CB)

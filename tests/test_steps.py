@@ -211,9 +211,10 @@ def test_an_empty_share_adds_nothing(monkeypatch):
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-13)
 
 
-def test_augmented_shared_batches_do_not_depend_on_the_cores(monkeypatch):
+@pytest.mark.parametrize("augment", [Augment(hflip=True, shift=2), Augment(elastic=9, affine=9)])
+def test_augmented_shared_batches_do_not_depend_on_the_cores(monkeypatch, augment):
     config, data = images([0, 1, 2, 3], train__shared_batches=True)
-    data = replace(data, augment=Augment(hflip=True, shift=2))
+    data = replace(data, augment=augment)
     found = []
     for parts in ([slice(0, 4)], [slice(0, 3), slice(3, 4)]):
         monkeypatch.setattr(training, "divide", lambda n, b, c, parts=parts: (parts, 1, 1, 1))

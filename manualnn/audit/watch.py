@@ -40,7 +40,7 @@ ALLOWED = set(
     as_strided unfold flatten movedim
     unbind permute stack cat
     index_select gather scatter index
-    add sub mul div lerp neg abs sign reciprocal addcmul addcdiv
+    add sub mul div lerp neg abs sign frac reciprocal addcmul addcdiv
     exp exp2 expm1 log log1p sqrt rsqrt
     bitwise_xor bitwise_right_shift __rshift__
     eq ne lt le gt ge isfinite clamp maximum minimum where

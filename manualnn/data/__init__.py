@@ -4,6 +4,7 @@ from .augment import Augment
 from .conversion import convert
 from .csv_set import Place, are_features, csv_files
 from .export import export_csv
+from .generate import generate
 from .idx import read_idx
 from .labels import corrupt, relabel
 from .prepare import Normalization, Prepared, Samples, prepare, split
@@ -32,6 +33,7 @@ __all__ = [
     "csv_files",
     "example_shape",
     "export_csv",
+    "generate",
     "load",
     "load_source",
     "open_shards",
