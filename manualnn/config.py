@@ -495,7 +495,8 @@ def _parse_grid(
     base, grid = config.to_dict(), list[tuple[str, Values]]()
     flat = list(flatten(table))
     for key, values in flat:
-        at = origins.get(f"grid.{key}", default)
+        lines = (f"grid.{key}".rsplit(".", up)[0] for up in range(key.count(".") + 1))
+        at = next((origins[line] for line in lines if line in origins), default)
         if [other for other, _ in flat].count(key) > 1:
             raise InputError(f"{at}: grid.{key} stands there twice")
         if above := [other for other, _ in flat if key.startswith(f"{other}.")]:
@@ -519,7 +520,8 @@ def _parse_grid(
             )
             taken.append(_look(single.to_dict(), key))
         grid.append((key, tuple(values) if limits is None else _of_kind(limits, taken, where)))
-    return tuple(grid)
+    # Ranges last, as TOML has its tables.
+    return tuple(sorted(grid, key=lambda item: isinstance(item[1], Range)))
 
 
 def _parse_range(table: dict[str, Any], key: str, at: str) -> Range:

@@ -178,14 +178,19 @@ class Worker:
     def _join(self) -> None:
         """Create the study or enter it, and see that its queue is filled."""
         name, storage = self.name, self._storage.optuna
+        created = False
         try:
-            self.study = optuna.create_study(
-                study_name=name, storage=storage, direction="maximize", pruner=self._pruner()
-            )
-            created = True
-        except DuplicatedStudyError:
-            self.study = optuna.load_study(study_name=name, storage=storage, pruner=self._pruner())
-            created = self._is_abandoned()
+            self.study = optuna.load_study(study_name=name, storage=storage)
+        except KeyError:
+            try:
+                self.study = optuna.create_study(
+                    study_name=name, storage=storage, direction="maximize"
+                )
+                created = True
+            except DuplicatedStudyError:  # another worker was faster
+                self.study = optuna.load_study(study_name=name, storage=storage)
+        self.study.pruner = self._pruner()
+        created = created or self._is_abandoned()
         if created:
             self.study.set_user_attr(TOTAL, self.plan.trials or len(self._points) or 32)
             self.study.set_user_attr(SETTINGS, self._settings)
