@@ -17,6 +17,6 @@ from .results import short
 from .storage import is_file_name
 from .worker import Plan, Worker
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # the rest is said in one line here
 
 __all__ = ["Plan", "Worker", "is_file_name", "short"]

@@ -106,7 +106,7 @@ class Storage:
         if isinstance(error, StorageInternalError) and error.__cause__:
             error = error.__cause__
         text = str(getattr(error, "orig", None) or error).strip()
-        text = " ".join(text.split("\n(Background")[0].split())
+        text = " ".join(re.sub(r"\(Background on this error at: \S+\)", "", text).split())
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text

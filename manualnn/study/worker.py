@@ -116,7 +116,8 @@ class Worker:
 
     @property
     def total(self) -> int:
-        return int(self.study.user_attrs[TOTAL])
+        with self._storage.errors():
+            return int(self.study.user_attrs[TOTAL])
 
     @property
     def finished(self) -> bool:
@@ -301,8 +302,15 @@ class Worker:
 
     def _suggest(self, place: int, waiting: FrozenTrial) -> Asked:
         self._heart.trials.add(waiting._trial_id)
-        self.study.sampler = self._sampler(place)
-        trial = Trial(self.study, waiting._trial_id)
+        # With a study of its own: one remembers the trials that it has seen, and those just asked
+        # for would be missing.
+        study = optuna.load_study(
+            study_name=self.name,
+            storage=self._storage.optuna,
+            sampler=self._sampler(place),
+            pruner=self.study.pruner,
+        )
+        trial = Trial(study, waiting._trial_id)
         asked = Asked(place, trial, {})
         self._mine[place] = asked
         params = {}
