@@ -21,7 +21,9 @@ from . import cli_checks
 from .errors import InputError
 
 if TYPE_CHECKING:
+    from . import config as configs
     from .experiment import Run
+    from .study import Worker
     from .training import Record
 
 app = typer.Typer(
@@ -443,7 +445,9 @@ def sweep(
     grid: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=LIST", help="Values of a key, as in train.l2=[0, 1e-4]; adds to \\[grid]."
+            metavar="KEY=LIST",
+            help="Values of a key, as in train.l2=[0, 1e-4], or a range of them, as in"
+            " train.l2={low=1e-6, high=1e-2, log=true}; adds to \\[grid].",
         ),
     ] = None,
     set_: Sets = None,
@@ -467,6 +471,40 @@ def sweep(
         ),
     ] = 0,
     most: Annotated[int, typer.Option("--top", help="Rows of the table to print; 0: all.")] = 10,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|URL",
+            help="Share the sweep through a journal file, sqlite:///FILE or postgresql://...",
+            show_default="runs/STUDY/study.journal",
+        ),
+    ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(help="Its name; each process with it is a worker.", show_default="NAME-sweep"),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="grid, random or tpe.", show_default="tpe with a range, else grid"),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Of all workers together.", show_default="32, or the grid's"),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Trials that a worker trains at once.", show_default="8")
+    ] = None,
+    heartbeat: Annotated[
+        int | None,
+        typer.Option(
+            help="Seconds between a worker's signs of life; after 4 without its trials are"
+            " trained by another.",
+            show_default="30",
+        ),
+    ] = None,
+    no_prune: Annotated[
+        bool, typer.Option("--no-prune", help="Train all trials of a study to their end.")
+    ] = False,
     quiet: Quiet = False,
     json_: Annotated[bool, typer.Option("--json", help="Print sweep.json.")] = False,
 ) -> None:
@@ -474,7 +512,8 @@ def sweep(
     factor matters most.
 
     The test set is not touched; combinations that differ in learning rate, momentum, penalties,
-    dropout or seed alone train together.
+    dropout or seed alone train together. With --storage, --study, --sampler or --trials the sweep
+    is a study that any number of workers share: start the same command again, here or elsewhere.
     """
     from .config import data_flags, load_config
 
@@ -485,6 +524,24 @@ def sweep(
     many = list(range(seeds)) if seeds else None
     flags = {"train.epochs": epochs, "train.seeds": many, **data_flags(data, data_dir)}
     gridded = load_config(config, set_, flags, grid)
+    if any(x is not None for x in (storage, study, sampler, trials, batch, heartbeat)) or no_prune:
+        if retrain:
+            raise InputError("--retrain: a shared sweep says how to train the best; leave it out")
+        options = {"trials": trials, "batch": batch, "seconds": heartbeat}
+        if bad := [f"--{name} {x}" for name, x in options.items() if x is not None and x < 1]:
+            raise InputError(f"{bad[0].replace('seconds', 'heartbeat')}: must be at least 1")
+        if sampler not in (None, "grid", "random", "tpe"):
+            raise InputError(f"--sampler {sampler}: use grid, random or tpe")
+        chosen = {name: x for name, x in options.items() if x is not None}
+        plan = {**chosen, "sampler": sampler, "prune": not no_prune}
+        result = _share(gridded, storage, study, plan, out, device, quiet)
+        if json_:
+            from .experiment import to_json
+
+            print(to_json(result), end="")
+        else:
+            _print_study(result, most)
+        return
 
     from . import distributed, experiment
     from . import sweep as sweeping
@@ -510,6 +567,60 @@ def sweep(
             print(predictions or "there are no test examples to predict")
     if json_:
         print(experiment.to_json(result), end="")
+
+
+def _share(
+    config: "configs.Config",
+    storage: str | None,
+    name: str | None,
+    plan: dict[str, Any],
+    out: Path | None,
+    device: str,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Be a worker of a shared sweep until it is finished; what it leaves."""
+    from . import study
+    from .evaluation import RUNS
+
+    name = name if name is not None else f"{config.name}-sweep"
+    if out is None and not study.is_file_name(name):
+        raise InputError(f"--study {name}: cannot be the name of a folder; give --out")
+    folder = out or RUNS / name
+    if (folder / "config.toml").exists():
+        raise InputError(f"{folder} holds a run; give another --out or --study")
+    worker = study.Worker(
+        config, storage or folder / "study.journal", name, study.Plan(**plan), device
+    )
+    received: list[int] = []
+    try:
+        print(f"study {name} in {worker.where}: {worker.total} trials", file=sys.stderr)
+        try:
+            with _stopped_by_signals(worker, received):
+                for line in worker.work():
+                    if not quiet:
+                        print(line, file=sys.stderr)
+        except KeyboardInterrupt:
+            worker.stopped = True
+        if worker.stopped or received:
+            print("interrupted: its trials wait for another worker", file=sys.stderr)
+            raise typer.Exit(128 + (received or [signal.SIGINT])[0])
+        return worker.summarise(folder)
+    finally:
+        worker.close()
+
+
+def _print_study(result: dict[str, Any], most: int) -> None:
+    """The result of a shared sweep for a reader."""
+    from .study import short
+    from .sweep import table
+
+    folder = Path(result["out"])
+    print("\n".join(table([short(row) for row in result["rows"]], most)))
+    print(f"\n{textwrap.fill(result['findings'], 100)}\n")
+    if result["best"]:
+        print(f"train the best: manualnn train {folder / 'best.toml'} --out {folder / 'best'}")
+    names = ("sweep.csv", "sweep.json", "trials.png", "parameters.png", "marginals.png")
+    print(f"{folder}: {', '.join(name for name in names if (folder / name).exists())}")
 
 
 @app.command()
@@ -969,7 +1080,7 @@ def _follow(run: "Run", quiet: bool, out: Path | None = None) -> dict[str, Any]:
 
 
 @contextmanager
-def _stopped_by_signals(run: "Run", received: list[int]) -> Iterator[None]:
+def _stopped_by_signals(run: "Run | Worker", received: list[int]) -> Iterator[None]:
     """Let the first of these signals save the run and stop it, and the next stop it at once."""
 
     def stop(number: int, _: object) -> None:

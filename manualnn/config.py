@@ -12,6 +12,7 @@ import tomllib
 import types
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -23,6 +24,7 @@ DEFAULT = "mnist-mlp"
 FLAGS = {"data.name": "--data", "data.train": "--data", "data.dir": "--data-dir"}
 TABLES = ("data", "model", "train")
 FOLDERS = ("csv", "idx", "shards")  # data sets that are where the user says
+RANGE = ("low", "high", "log", "step")
 DEEPEST = 50  # dots in a key
 PLACES = {"data.dir", "data.train"}
 Column = float | tuple[float, ...]  # a number, or one per replica
@@ -156,6 +158,20 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Range:
+    """The values of a key of the grid from `low` to `high`, both included: whole numbers where all
+    are, `step` apart where that is given, evenly on a log scale with `log`."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | float | None = None
+
+
+Values = tuple[Any, ...] | Range  # of a key of the grid
+
+
+@dataclass(frozen=True)
 class Replica:
     """One network of a run: its label and its values of the column hyperparameters, with the
     probability of each dropout layer in `drop_rates`."""
@@ -198,7 +214,8 @@ class Config:
 
     `name` is the file's. `overrides` are the `[[run]]` tables as they were written, `runs` what
     each makes of the rest, with its `label`; without any the config itself is the only run. `grid`
-    has the values of each dotted key that a sweep combines; nothing else reads it.
+    has the values of each dotted key that a sweep combines, or a range of them that a study draws
+    from; nothing else reads it.
     """
 
     data: Data = Data()
@@ -208,7 +225,7 @@ class Config:
     label: str = ""
     overrides: tuple[dict[str, Any], ...] = ()
     runs: "tuple[Config, ...]" = ()
-    grid: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    grid: tuple[tuple[str, Values], ...] = ()
 
     def members(self) -> "tuple[Config, ...]":
         """The runs, each a config without `[[run]]`."""
@@ -271,18 +288,37 @@ class Config:
     def expand(self) -> "Config":
         """The config with one run for each combination of the grid's values, in its order; each
         run's label says them. Raises InputError where there is no grid."""
+        names, points = self.factors(), self.points()
+        labels = [", ".join(f"{names[k]} {word(v)}" for k, v in p.items()) for p in points]
+        return self.at(points, labels)
+
+    def points(self) -> list[dict[str, Any]]:
+        """The combinations of the grid's values, in its order, each with a value of every key.
+        Raises InputError where there is no grid, or a range in it."""
         if not self.grid:
             raise InputError(f"{self.name}: there is no [grid] to sweep over; give --grid KEY=LIST")
-        names = self.factors()
+        lists = []
+        for key, values in self.grid:
+            if isinstance(values, Range):
+                raise InputError(
+                    f"{self.name}: grid.{key} is a range, which has no end of values: give a list,"
+                    " or --sampler random or tpe"
+                )
+            lists.append(values)
+        keys = [key for key, _ in self.grid]
+        return [dict(zip(keys, values, strict=True)) for values in itertools.product(*lists)]
+
+    def at(self, points: list[dict[str, Any]], labels: list[str]) -> "Config":
+        """The config with one run for each of the points, which give keys of the grid values, under
+        its label. Raises InputError."""
         tree = self.to_dict()
-        del tree["grid"]
+        tree.pop("grid", None)
         runs = []
-        for values in itertools.product(*(values for _, values in self.grid)):
+        for point, label in zip(points, labels, strict=True):
             run: dict[str, Any] = {}
-            for (key, _), value in zip(self.grid, values, strict=True):
+            for key, value in point.items():
                 _assign(tree, run, key, value, self.name)
-            labels = [f"{names[k]} {word(v)}" for (k, _), v in zip(self.grid, values, strict=True)]
-            runs.append({"label": ", ".join(labels)} | run)
+            runs.append({"label": label} | run)
         return parse_config(tree | {"run": runs}, self.name)
 
     def factors(self) -> dict[str, str]:
@@ -329,7 +365,7 @@ def load_config(
         raise InputError(f"{path}: not valid TOML: nested too deep") from None
     origins = {key: f"{path}:{line}" for key, line in _lines(text).items()}
     if isinstance(tree.get("grid"), dict):
-        flat = list(_flatten(tree["grid"]))
+        flat = list(flatten(tree["grid"]))
         if len(dict(flat)) == len(flat):  # else it is refused below, with its line
             tree["grid"] = dict(flat)
     for assignment in sets or []:
@@ -454,36 +490,90 @@ def _check_size(value: Any, key: str, origins: dict[str, str], default: str) -> 
 
 def _parse_grid(
     table: Any, config: Config, origins: dict[str, str], default: str
-) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+) -> tuple[tuple[str, Values], ...]:
     """The values of each dotted key; an InputError where the config cannot take one of them."""
     if not isinstance(table, dict):
         raise InputError(f"{origins.get('grid', default)}: grid must be a table, not {table!r}")
-    base, grid = config.to_dict(), []
-    flat = list(_flatten(table))
+    base, grid = config.to_dict(), list[tuple[str, Values]]()
+    flat = list(flatten(table))
     for key, values in flat:
-        at = origins.get(f"grid.{key}", default)
+        lines = (f"grid.{key}".rsplit(".", up)[0] for up in range(key.count(".") + 1))
+        at = next((origins[line] for line in lines if line in origins), default)
         if [other for other, _ in flat].count(key) > 1:
             raise InputError(f"{at}: grid.{key} stands there twice")
         if above := [other for other, _ in flat if key.startswith(f"{other}.")]:
             raise InputError(f"{at}: grid.{key} is a part of grid.{above[0]}; vary one of them")
+        where = f"{at}: grid.{key}"
+        limits = None
+        if isinstance(values, dict):
+            limits = _parse_range(values, key, at)
+            values = [limits.low, limits.high]
         if not isinstance(values, list) or not values:
-            example = "[0, 1e-4] or ['relu', 'tanh']"
-            raise InputError(f"{at}: grid.{key} = {values!r}: must be a list, as in {example}")
+            example = "[0, 1e-4] or ['relu', 'tanh'], or a range, as in {low = 1e-3, high = 1.0}"
+            raise InputError(f"{where} = {values!r}: must be a list, as in {example}")
         if any(values.count(value) > 1 for value in values):
-            raise InputError(f"{at}: grid.{key} = {values!r}: a value stands there twice")
+            raise InputError(f"{where} = {values!r}: a value stands there twice")
+        taken = []
         for value in values:
             run: dict[str, Any] = {}
             _assign(base, run, key, value, f"{at}: grid")
-            _parse_single(_merge(base, run), config.name, origins | {key: f"{at}: grid"}, at)
-        grid.append((key, tuple(values)))
-    return tuple(grid)
+            single = _parse_single(
+                _merge(base, run), config.name, origins | {key: f"{at}: grid"}, at
+            )
+            taken.append(_look(single.to_dict(), key))
+        grid.append((key, tuple(values) if limits is None else _of_kind(limits, taken, where)))
+    # Ranges last, as TOML has its tables.
+    return tuple(sorted(grid, key=lambda item: isinstance(item[1], Range)))
 
 
-def _flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of nested tables."""
+def _parse_range(table: dict[str, Any], key: str, at: str) -> Range:
+    """A range of the grid from its table; an InputError at `at` where there is none between its
+    ends."""
+    where = f"{at}: grid.{key}"
+    for name in table:
+        if name not in RANGE:
+            raise InputError(f"{where}.{name}: unknown key; {hint(name, RANGE)}")
+    if missing := [name for name in ("low", "high") if name not in table]:
+        raise InputError(f"{where}: a range needs {missing[0]}, as in {{low = 1e-3, high = 1.0}}")
+    limits: Range = _build(Range, table, f"grid.{key}.", {}, at)
+    if not limits.low < limits.high:
+        raise InputError(f"{where}: low = {limits.low!r} must be below high = {limits.high!r}")
+    if limits.log and limits.low <= 0:
+        raise InputError(f"{where}: low = {limits.low!r} must be above 0 where log = true")
+    if limits.step is not None:
+        if limits.log:
+            raise InputError(f"{where}: log and step do not go together")
+        if limits.step <= 0:
+            raise InputError(f"{where}: step = {limits.step!r} must be above 0")
+        low, high, step = (Decimal(str(x)) for x in (limits.low, limits.high, limits.step))
+        if (high - low) % step:
+            raise InputError(f"{where}: no number of steps of {limits.step!r} leads to high")
+    return limits
+
+
+def _of_kind(limits: Range, taken: list[Any], where: str) -> Range:
+    """The range as the config takes its ends: of floats where it made one a float."""
+    numbers = [limits.low, limits.high, *([] if limits.step is None else [limits.step])]
+    if all(isinstance(number, int) for number in (*numbers, *taken)):
+        return limits
+    if all(isinstance(number, int | float) for number in taken):
+        step = None if limits.step is None else float(limits.step)
+        return replace(limits, low=float(limits.low), high=float(limits.high), step=step)
+    raise InputError(f"{where}: a range is for a key that takes a number")
+
+
+def _look(tree: Any, key: str) -> Any:
+    """What stands under a dotted key, whose numbers are places in lists."""
+    for part in key.split("."):
+        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
+    return tree
+
+
+def flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested tables, but for those that are ranges of a grid."""
     for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+        if isinstance(value, dict) and not any(name in value for name in RANGE):
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -719,6 +809,8 @@ def _lines(text: str) -> dict[str, int]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Range):
+        value = asdict(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items() if item is not None}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

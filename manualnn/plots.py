@@ -532,3 +532,61 @@ def heat_maps(
         axes.set_xlabel(column)
         axes.set_ylabel(row)
     return figure
+
+
+def trials(
+    rows: Sequence[dict[str, Any]], curves: Mapping[int, Sequence[tuple[int, float]]], title: str
+) -> "Figure":
+    """The accuracy of each trial with the best so far, and of each epoch: `rows` have `trial`,
+    `state` and `valid_accuracy` in [0, 1]; `curves` the epochs and accuracies of each trial."""
+    figure = _figure(10, 4.2, title)
+    left, right = figure.subplots(1, 2)
+    ordered = sorted(rows, key=lambda row: row["trial"])
+    for state, style, color in (("complete", "o", "C0"), ("pruned", "x", "0.6")):
+        own = [r for r in ordered if r["state"] == state and r["valid_accuracy"] is not None]
+        points = [(row["trial"], 100 * row["valid_accuracy"]) for row in own]
+        if points:
+            left.plot(*zip(*points, strict=True), style, color=color, label=state)
+        if points and state == "complete":
+            places, values = zip(*points, strict=True)
+            best = np.maximum.accumulate(values)
+            left.plot(places, best, color="C1", drawstyle="steps-post", label="best so far")
+    left.set_xlabel("trial")
+    left.set_ylabel("validation accuracy in %")
+    states = {row["trial"]: row["state"] for row in rows}
+    top = min((row["rank"], row["trial"]) for row in rows)[1]
+    for place, curve in sorted(curves.items(), key=lambda item: item[0] == top):  # the best on top
+        if curve:
+            epochs, values = zip(*curve, strict=True)
+            color = "C1" if place == top else "C0" if states.get(place) == "complete" else "0.7"
+            right.plot(
+                epochs, 100 * np.array(values), color=color, linewidth=1.8 if place == top else 0.8,
+                marker="o" if len(epochs) == 1 else None, markersize=3,
+                label="best" if place == top else None,
+            )  # fmt: skip
+    right.set_xlabel("epoch")
+    for axes in (left, right):
+        _frame(axes)
+    return figure
+
+
+def parameters(rows: Sequence[dict[str, Any]], ranges: Mapping[str, bool], title: str) -> "Figure":
+    """The accuracy of each complete or pruned trial against each parameter that was drawn from a
+    range; `ranges` says of each whether on a log scale. `rows` as in `trials`."""
+    columns = min(3, len(ranges))
+    figure = _figure(4 * columns, 3.2 * -(-len(ranges) // columns) + 0.4, title)
+    grid = figure.subplots(-(-len(ranges) // columns), columns, squeeze=False, sharey=True)
+    for axes in grid.flat[len(ranges) :]:
+        axes.axis("off")
+    for axes, (name, log) in zip(grid.flat, ranges.items(), strict=False):
+        for state, style, color in (("complete", "o", "C0"), ("pruned", "x", "0.6")):
+            own = [r for r in rows if r["state"] == state and r["valid_accuracy"] is not None]
+            x, y = [row[name] for row in own], [100 * row["valid_accuracy"] for row in own]
+            axes.plot(x, y, style, color=color, markersize=4, label=state if own else "")
+        if log:
+            axes.set_xscale("log")
+        axes.set_xlabel(name)
+        _frame(axes)
+    for line in grid:
+        line[0].set_ylabel("validation accuracy in %")
+    return figure

@@ -282,7 +282,8 @@ class Steps:
                 seeds = [self.settings.seed]  # one row for all, also for those of other shards
             workspace = self.hands[0].workspace
             workspace.begin(("augment", count))
-            batch.x.copy_(self.data.augment.apply(batch.x, seeds, number, workspace))
+            changed = self.data.augment.apply(batch.x, seeds, number, workspace, own, whole)
+            batch.x.copy_(changed)
         if self._crew is None or not count:
             for share in batch.shares:
                 share()

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import config as configs
 from . import distributed, plots
-from .config import Config, word
+from .config import Config, Range, word
 from .data import csv_files, load
 from .errors import InputError
 from .evaluation import predict_file, prediction_lines
@@ -47,8 +47,17 @@ def configure(config: Config, name: str) -> Config:
 
     Raises InputError without a grid, or without validation data to choose by.
     """
-    chosen = replace(config, data=replace(config.data, use_test=False)).expand()
-    for run in chosen.members():
+    return replace(check(untested(config).expand()), name=name)
+
+
+def untested(config: Config) -> Config:
+    """The config with the test set left alone."""
+    return replace(config, data=replace(config.data, use_test=False))
+
+
+def check(config: Config) -> Config:
+    """The config again, unless one of its runs cannot be part of a sweep."""
+    for run in config.members():
         if not run.data.valid:
             raise InputError(f"{config.name}: a sweep chooses by validation data: set data.valid")
         if run.data.use_test:
@@ -58,7 +67,7 @@ def configure(config: Config, name: str) -> Config:
                 f"{config.name}: a list in the config trains several networks of each combination;"
                 " put it into [grid]"
             )
-    return replace(chosen, name=name)
+    return config
 
 
 def summarise(folder: Path, config: Config) -> dict[str, Any]:
@@ -68,9 +77,11 @@ def summarise(folder: Path, config: Config) -> dict[str, Any]:
     `config` is the one with the grid. Raises InputError.
     """
     names = config.factors()
-    grid = {names[key]: list(values) for key, values in config.grid}
+    grid = {
+        names[key]: list(values) for key, values in config.grid if not isinstance(values, Range)
+    }
     points = read_points(folder, config)
-    margins = {name: _margin(points, name, values) for name, values in grid.items()}
+    margins = {name: margin(points, name, values) for name, values in grid.items()}
     best = points[0]
     rows = [_row(rank, point) for rank, point in enumerate(points, 1)]
     result = {
@@ -123,15 +134,13 @@ def read_points(folder: Path, config: Config) -> list[Point]:
     if set(networks) != {run.label for run in runs}:
         raise InputError(f"{folder}: holds another sweep than that of {config.name}")
     points = [
-        _point(run.label, dict(zip(names.values(), values, strict=True)), networks[run.label])
-        for run, values in zip(
-            runs, itertools.product(*(values for _, values in config.grid)), strict=True
-        )
+        _point(run.label, {names[k]: value for k, value in point.items()}, networks[run.label])
+        for run, point in zip(runs, config.points(), strict=True)
     ]
-    return sorted(points, key=_order)
+    return sorted(points, key=order)
 
 
-def _order(point: Point) -> tuple[bool, float, float]:
+def order(point: Point) -> tuple[bool, float, float]:
     """The highest accuracy first, of equals the lowest loss, last what diverged."""
     loss = math.inf if point.loss is None else point.loss
     return point.accuracy is None, -(point.accuracy or 0), loss
@@ -169,7 +178,7 @@ def _row(rank: int, point: Point) -> dict[str, Any]:
     }
 
 
-def _margin(points: Sequence[Point], name: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+def margin(points: Sequence[Point], name: str, values: Sequence[Any]) -> list[dict[str, Any]]:
     """For each value of a factor the mean, deviation and best over all combinations that have it
     and did not diverge."""
     levels = []
@@ -223,8 +232,8 @@ def table(rows: Sequence[dict[str, Any]], most: int = 0) -> list[str]:
     lines = [["rank", *factors, "validation", "loss", "training"]]
     for row in rows[: most or None]:
         cells = [str(row["rank"]), *(word(row[name]) for name in factors)]
-        if row["valid_accuracy"] is None:
-            lines.append([*cells, "diverged", "-", "-"])
+        if row["valid_accuracy"] is None or row.get("state") == "pruned":
+            lines.append([*cells, row.get("state", "diverged"), "-", "-"])
             continue
         accuracy = _percent(row["valid_accuracy"], row["valid_accuracy_std"])
         loss = "-" if row["valid_loss"] is None else f"{row['valid_loss']:.4f}"
@@ -256,8 +265,7 @@ def findings(points: Sequence[Point], margins: dict[str, list[dict[str, Any]]]) 
         text[-1] += f", {'level with' if gap.startswith('0.00') else gap} the next,"
         text[-1] += f" {points[1].label}"
     text[-1] += "."
-    order = _by_range(margins)
-    for number, name in enumerate(order):
+    for number, name in enumerate(_by_range(margins)):
         levels = [level for level in margins[name] if level["mean"] is not None]
         if len(levels) < 2:
             continue

@@ -458,6 +458,24 @@ _PROGRESS = (
 )
 
 
+def of_replicas(state: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """The `state` that a Training of some replicas alone goes on from, between two epochs."""
+    rows_of = torch.tensor(rows, device=state["theta"].device)
+    progress = dict(state["progress"])
+    for name in ("ended", "diverged", "best", "best_epoch", "looked_losses"):
+        progress[name] = [progress[name][r] for r in rows] if progress[name] else []
+    told = [ailment.partition(" ") for ailment in progress["ailments"]]
+    places = {str(r): i for i, r in enumerate(rows)}
+    progress["ailments"] = [f"{places[r]} {what}" for r, _, what in told if r in places]
+    return state | {
+        "theta": state["theta"][rows_of],
+        "kept": state["kept"][rows_of],
+        "optimizer": {name: rows_[rows_of] for name, rows_ in state["optimizer"].items()},
+        "tally": {"totals": state["tally"]["totals"][:, rows_of], "count": 0, "size": 0},
+        "progress": progress,
+    }
+
+
 def divide(network: Network, batch_size: int, compiled: bool) -> tuple[list[slice], int, int, int]:
     """Which replicas are trained together, how many such shards side by side, how many hands have a
     share of each batch, and the threads of each product.

@@ -20,7 +20,8 @@ FLOORS = {
     "experiment": 6,
     "random_labels": 7, "compare": 7, "lr_find": 7, "sweep": 7, "doctor": 7, "coursework": 7,
     "gradcheck": 7, "audit": 7, "grade": 8, "inspection": 7, "reproduce": 7,
-    "report": 8, "own_gradient": 8, "hand_in": 9, "cli_checks": 10, "cli": 11, "__main__": 12,
+    "report": 8, "study": 8, "own_gradient": 8, "hand_in": 9, "cli_checks": 10, "cli": 11,
+    "__main__": 12,
 }  # fmt: skip
 # Within floor 0 these build on each other, in this order.
 GROUND = ["errors", "distributed", "files", "parameters", "workspace"]

@@ -220,9 +220,9 @@ def point(rate, l2, accuracy, loss=0.5):
 
 
 def said(points):
-    points = sorted(points, key=sweep._order)
+    points = sorted(points, key=sweep.order)
     grid = {name: sorted({p.values[name] for p in points}) for name in ("learning_rate", "l2")}
-    margins = {name: sweep._margin(points, name, values) for name, values in grid.items()}
+    margins = {name: sweep.margin(points, name, values) for name, values in grid.items()}
     return sweep.findings(points, margins)
 
 
