@@ -143,14 +143,17 @@ class Network:
             )
         return dy
 
-    def chunks(self, x: Tensor | Streamed, workspace: Workspace) -> Iterator[tuple[int, Tensor]]:
-        """(start, logits (R, b, K)) for the samples x (N, ...), evaluation mode, in chunks.
-
-        The logits are valid until the next chunk.
+    def chunks(
+        self, x: Tensor | Streamed, workspace: Workspace, rows: slice | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(start, logits (R, b, K)) for the samples x (N, ...), or those of `rows`, in evaluation
+        mode, in chunks. The logits are valid until the next chunk.
         """
+        rows = rows or slice(0, len(x))
         chunk = max(1, self.chunk // -(-self.replicas // 8))
-        for start in range(0, len(x), chunk):
-            yield start, self._evaluate(x[start : start + chunk], workspace)
+        for start in range(rows.start, rows.stop, chunk):
+            end = min(start + chunk, rows.stop)
+            yield start, self._evaluate(x[start:end], workspace)
 
     @torch.inference_mode()
     def _evaluate(self, x: Tensor, workspace: Workspace) -> Tensor:

@@ -432,16 +432,16 @@ class Training:
         if samples is None:
             return [(None, None)] * len(self.replicas)
 
-        rows = distributed.portion(len(samples)) if self.together else slice(None)
+        rows = distributed.portion(len(samples)) if self.together else slice(0, len(samples))
         totals = torch.zeros(2, len(self.replicas), dtype=torch.float64, device=self.device)
 
         def work(part: slice, shard: Steps) -> None:
             own = _of_replicas(samples, part)
-            own = Samples(own.x[rows], own.y[..., rows])
             workspace = self._spare.pop()  # one for each worker, whatever it measures
             try:
                 with threads(self._measuring):
-                    add_measured(shard.network, own, self.settings.loss, workspace, totals[:, part])
+                    loss, sums = self.settings.loss, totals[:, part]
+                    add_measured(shard.network, own, loss, workspace, sums, rows)
             finally:
                 self._spare.append(workspace)
 
@@ -590,10 +590,16 @@ def evaluate(
 
 
 def add_measured(
-    network: Network, samples: Samples, loss: str, workspace: Workspace, totals: Tensor
+    network: Network,
+    samples: Samples,
+    loss: str,
+    workspace: Workspace,
+    totals: Tensor,
+    rows: slice | None = None,
 ) -> None:
-    """Add to `totals` (2, R) the sums over the samples of each replica's losses and hits."""
-    for start, logits in network.chunks(samples.x, workspace):
+    """Add to `totals` (2, R) the sums over the samples, or over `rows` of them, of each replica's
+    losses and hits."""
+    for start, logits in network.chunks(samples.x, workspace, rows):
         y = samples.targets[:, start : start + logits.shape[1]]
         with torch.inference_mode():
             measure(LOSSES[loss], logits, y, workspace, totals)

@@ -4,7 +4,10 @@ Trains some networks for 200 steps and writes, from rank 0, what came of each: t
 step, the parameters of every process, and how many bytes it sent for a step.
 """
 
+import atexit
+import shutil
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 
 from manualnn import distributed
+from manualnn.data import Prepared, Samples, ShardWriter, Streamed, open_shards, prepare
 from manualnn.data.augment import Augment
 from manualnn.training import Training
 
@@ -40,10 +44,11 @@ def cases() -> dict[str, Training]:
         "plain": (data, {"train__batch_size": 3, "train__drop_last": True}),
         "convolution": (images, {"model__layers": CNN, "train__optimizer": {"name": "adam"}}),
         "augmented": (
-            replace(images, augment=Augment.parse(("hflip", "shift:2", "cutout:3"))),
+            replace(images, augment=Augment.parse(("elastic:9", "hflip", "shift:2", "cutout:3"))),
             {"model__layers": CNN, "train__batch_size": 10},
         ),
-        "population": (data, {"train__seeds": [1, 2, 3], "train__optimizer": MOMENTUM}),
+        "population": (data, {"train__seeds": [1, 2, 3], "train__optimizer": {"name": "adam"}}),
+        "streamed": (streamed(), {"train__optimizer": {"name": "adam"}}),
     }
     return {
         name: training_of(
@@ -51,6 +56,22 @@ def cases() -> dict[str, Training]:
         )
         for name, (chosen, changes) in settings.items()
     }
+
+
+def streamed() -> Prepared:
+    """97 examples in files, of which 12 at a time are in memory."""
+    draw = torch.Generator().manual_seed(3)
+    images = torch.randint(256, (97, 1, 4, 4), generator=draw, dtype=torch.uint8)
+    labels = torch.randint(3, (97,), generator=draw)
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    with ShardWriter(folder / "own", "own", (1, 4, 4), torch.uint8, ("a", "b", "c")) as writer:
+        writer.add("train", images, labels)
+    rows = open_shards(folder / "own").images["train"]
+    prepared = prepare((rows, labels), None, dtype=torch.float64)
+    x = Streamed(rows, prepared.normalization, torch.float64, "cpu", memory=12 * 16)
+    assert not x.whole
+    return replace(prepared, train=Samples(x, labels))
 
 
 def train(training: Training) -> dict[str, Tensor]:

@@ -191,7 +191,8 @@ class Streamed:
     """Normalised examples (N, ...) that stay in their files, in the place of a tensor of them.
 
     `order` draws that of an epoch, `gather` takes a batch. Rows that are asked for by a slice or by
-    indices are read, normalised and put on the device. The numbers are, bit for bit, those of `Normalization.apply`.
+    indices are read, normalised and put on the device. The numbers are, bit for bit, those of
+    `Normalization.apply`.
     """
 
     def __init__(
