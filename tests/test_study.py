@@ -163,8 +163,11 @@ def test_a_grid_is_covered_once_and_gives_what_a_plain_sweep_gives(sweep, tmp_pa
     files = {path: path.read_bytes() for path in folder.glob("sweep.*")}
     for path in files:
         path.unlink()
-    code, out, err = sweep(GRID, "--study", "s", "--no-prune", "--seeds", 2)
+    write_folder(tmp_path / "elsewhere")  # the same data in another place
+    again = ["--study", "s", "--no-prune", "--seeds", 2, "--json", "--data-dir", "elsewhere"]
+    code, out, err = sweep(GRID, *again)
     assert code == 0 and "training" not in err
+    assert json.loads(out) == result | {"out": "runs/s"}
     assert {path: path.read_bytes() for path in folder.glob("sweep.*")} == files
     for name in ("trials.png", "marginals.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
