@@ -38,7 +38,7 @@ batch_size = 32
 [train.optimizer]
 learning_rate = 0.1
 """
-GRID = '[grid]\n"train.batch_size" = [16, 64]\n"train.l2" = [0, 1e-4, 0.1]\n'
+GRID = '[grid]\n"train.batch_size" = [16, 64]\n"train.l2" = [0, 0.0001234567, 0.1]\n'
 RANGE = '[grid]\n"train.optimizer.learning_rate" = {low = 1e-3, high = 1, log = true}\n'
 
 
@@ -157,6 +157,8 @@ def test_a_grid_is_covered_once_and_gives_what_a_plain_sweep_gives(sweep, tmp_pa
     folder = tmp_path / "runs/s"
     result = json.loads((folder / "sweep.json").read_text())
     assert result["complete"] == 6 and result["retried"] == 0
+    assert [level["n"] for level in result["factors"]["l2"]] == [2, 2, 2]
+    assert [level["n"] for level in result["factors"]["batch_size"]] == [3, 3]
     assert " matters most" in out and "train the best: manualnn train runs/s/best.toml" in out
     best = load_config(folder / "best.toml")
     assert best.data.use_test and best.train.l2 == result["best"]["train.l2"]
@@ -267,7 +269,7 @@ def test_another_sweep_under_the_same_name_is_refused(sweep, tmp_path):
     write_folder(other, train=280)
     for arguments, text in (
         (["--set", "train.optimizer.momentum=0.5"], "train.optimizer.momentum was 0.0, now 0.5"),
-        (["--grid", "train.l2=[0, 1e-4]"], "grid.train.l2 was [0, 0.0001, 0.1], now [0, 0.0001]"),
+        (["--grid", "train.l2=[0, 1]"], "grid.train.l2 was [0, 0.0001234567, 0.1], now [0, 1]"),
         (["--sampler", "random"], "--sampler was 'grid', now 'random'"),
         (["--no-prune"], "--no-prune was False, now True"),
         (["--data-dir", other], "the examples of its data set are others"),
