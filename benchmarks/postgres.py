@@ -21,7 +21,7 @@ def binaries() -> Path:
     """The folder of initdb and pg_ctl; where there are several versions the newest."""
     if found := shutil.which("pg_ctl"):
         return Path(found).resolve().parent
-    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name))
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: float(p.parent.name))
     for place in reversed(places):
         if (place / "initdb").exists() and (place / "pg_ctl").exists():
             return place

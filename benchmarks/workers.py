@@ -1,6 +1,6 @@
 """Sweep workers on one study: what is lost, run twice or retried, and the time against one worker.
 
-    python -m benchmarks.workers [--trials 24] [--epochs 6] [--samples 4000] [--url postgresql://...]
+    python -m benchmarks.workers [--trials 24] [--epochs 12] [--samples 6000] [--url postgresql://...]
 
 1, 2 and 4 processes of `manualnn sweep` begin at the same moment on a fresh study, on a journal
 file and on PostgreSQL (without --url on a server of their own, where one is installed); then 2 and
@@ -47,7 +47,8 @@ HEARTBEAT, BATCH = 1, 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a study's trials, and the seconds until its last worker ended."""
+    """What became of a study's trials; the seconds from the first one's start to the last one's
+    end, and those from the start of the processes to their end, which have drawn their pictures."""
 
     complete: int
     pruned: int
@@ -56,6 +57,7 @@ class Outcome:
     retried: int
     workers: int
     seconds: float
+    wall: float
 
 
 def run(folder: Path, where: str, name: str, workers: int, trials: int, kill: bool) -> Outcome:
@@ -79,8 +81,9 @@ def run(folder: Path, where: str, name: str, workers: int, trials: int, kill: bo
         error = process.communicate()[1].decode()
         if process.returncode not in ((-9,) if kill and number == 0 else (0,)):
             raise SystemExit(f"worker {number}: exit code {process.returncode}: {error}")
-    seconds = time.monotonic() - begin
+    wall = time.monotonic() - begin
     rows = places(_trials(folder, where, name))[:trials]
+    times = [t for row in rows for x in row for t in (x.datetime_start, x.datetime_complete) if t]
     ended = [[trial for trial in row if trial.state in ENDED] for row in rows]
     return Outcome(
         sum(any(t.state == TrialState.COMPLETE for t in row) for row in ended),
@@ -89,7 +92,8 @@ def run(folder: Path, where: str, name: str, workers: int, trials: int, kill: bo
         sum(len(row) > 1 for row in ended),
         sum(len(row) - 1 for row in rows),
         len({trial.user_attrs["worker"] for row in ended for trial in row}),
-        seconds,
+        (max(times) - min(times)).total_seconds(),
+        wall,
     )
 
 
@@ -114,8 +118,8 @@ def _may_be_killed(folder: Path, where: str, name: str, trials: int, pid: int) -
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=24)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--samples", type=int, default=4000)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--samples", type=int, default=6000)
     parser.add_argument("--url", help="a PostgreSQL database; default a server of its own")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each worker
@@ -137,15 +141,15 @@ def main(arguments: list[str] | None = None) -> None:
                 alone = alone or found.seconds
                 wrong |= bool(found.lost or found.twice)
                 killed = "1" if kill else "-"
-                rows.append(
-                    [kind, workers, killed, found.complete, found.pruned, found.lost, found.twice,
-                     found.retried, f"{found.seconds:.1f}", f"{found.seconds / alone:.2f}"]
-                )  # fmt: skip
+                counts = found.complete, found.pruned, found.lost, found.twice, found.retried
+                times = found.seconds, found.seconds / alone, found.wall
+                row = [kind, workers, killed, *counts, *(f"{value:.2f}" for value in times)]
+                rows.append(row)
                 print(*rows[-1], file=sys.stderr, flush=True)
     heads = ("storage", "workers", "killed", "complete", "pruned", "lost", "run twice", "retried")
     print(machine())
     print(f"{options.trials} trials, {options.epochs} epochs of {options.samples} samples\n")
-    print(table((*heads, "seconds", "against one"), rows))
+    print(table((*heads, "seconds", "against one", "with start and end"), rows))
     sys.exit(wrong)
 
 

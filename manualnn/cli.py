@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -595,8 +595,8 @@ def _share(
     try:
         print(f"study {name} in {worker.where}: {worker.total} trials", file=sys.stderr)
         try:
-            with _stopped_by_signals(worker, received):
-                for line in worker.work():
+            with _stopped_by_signals(worker, received), closing(worker.work()) as lines:
+                for line in lines:
                     if not quiet:
                         print(line, file=sys.stderr)
         except KeyboardInterrupt:

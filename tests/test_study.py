@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 
 import optuna
+import psycopg
 import pytest
 import torch
 from optuna.trial import TrialState
@@ -16,6 +17,7 @@ from optuna.trial import TrialState
 from benchmarks import postgres
 from manualnn import study as studies
 from manualnn.config import Range, load_config, parse_config
+from manualnn.errors import InputError
 from manualnn.files import PACKAGE
 from manualnn.study import worker as working
 from manualnn.study.queue import outcome, places, space
@@ -36,7 +38,7 @@ batch_size = 32
 [train.optimizer]
 learning_rate = 0.1
 """
-GRID = '[grid]\n"train.batch_size" = [16, 64]\n"train.l2" = [0, 1e-4, 0.1]\n'
+GRID = '[grid]\n"train.batch_size" = [16, 64]\n"train.l2" = [0, 0.0001234567, 0.1]\n'
 RANGE = '[grid]\n"train.optimizer.learning_rate" = {low = 1e-3, high = 1, log = true}\n'
 
 
@@ -155,14 +157,19 @@ def test_a_grid_is_covered_once_and_gives_what_a_plain_sweep_gives(sweep, tmp_pa
     folder = tmp_path / "runs/s"
     result = json.loads((folder / "sweep.json").read_text())
     assert result["complete"] == 6 and result["retried"] == 0
+    assert [level["n"] for level in result["factors"]["l2"]] == [2, 2, 2]
+    assert [level["n"] for level in result["factors"]["batch_size"]] == [3, 3]
     assert " matters most" in out and "train the best: manualnn train runs/s/best.toml" in out
     best = load_config(folder / "best.toml")
     assert best.data.use_test and best.train.l2 == result["best"]["train.l2"]
     files = {path: path.read_bytes() for path in folder.glob("sweep.*")}
     for path in files:
         path.unlink()
-    code, out, err = sweep(GRID, "--study", "s", "--no-prune", "--seeds", 2)
+    write_folder(tmp_path / "elsewhere")  # the same data in another place
+    again = ["--study", "s", "--no-prune", "--seeds", 2, "--json", "--data-dir", "elsewhere"]
+    code, out, err = sweep(GRID, *again)
     assert code == 0 and "training" not in err
+    assert json.loads(out) == result | {"out": "runs/s"}
     assert {path: path.read_bytes() for path in folder.glob("sweep.*")} == files
     for name in ("trials.png", "marginals.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
@@ -262,7 +269,7 @@ def test_another_sweep_under_the_same_name_is_refused(sweep, tmp_path):
     write_folder(other, train=280)
     for arguments, text in (
         (["--set", "train.optimizer.momentum=0.5"], "train.optimizer.momentum was 0.0, now 0.5"),
-        (["--grid", "train.l2=[0, 1e-4]"], "grid.train.l2 was [0, 0.0001, 0.1], now [0, 0.0001]"),
+        (["--grid", "train.l2=[0, 1]"], "grid.train.l2 was [0, 0.0001234567, 0.1], now [0, 1]"),
         (["--sampler", "random"], "--sampler was 'grid', now 'random'"),
         (["--no-prune"], "--no-prune was False, now True"),
         (["--data-dir", other], "the examples of its data set are others"),
@@ -271,6 +278,14 @@ def test_another_sweep_under_the_same_name_is_refused(sweep, tmp_path):
         code, out, err = sweep(GRID, "--study", "s", "--epochs", 1, *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1) and text in err, err
     assert (tmp_path / "runs/s/study.journal").read_bytes() == before
+
+
+def test_a_study_that_no_sweep_made_is_refused(sweep):
+    storage = Storage("study.journal", 30)
+    study = optuna.create_study(study_name="c-sweep", storage=storage.optuna)
+    study.enqueue_trial({})
+    code, out, err = sweep(GRID, "--storage", "study.journal")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "which no sweep made" in err
 
 
 def test_bad_options_are_one_line(sweep, tmp_path):
@@ -282,10 +297,13 @@ def test_bad_options_are_one_line(sweep, tmp_path):
         (["--study", "s", "--retrain", 1], "--retrain: a shared sweep says how"),
         (["--storage", "mysql://me:hush@host/x"], "--storage mysql://...: unknown; give a path"),
         (["--storage", "postgresql://me:hush@host:port/x"], "not a valid URL"),
+        (["--storage", "postgresql://me:hu@hush@127.0.0.1:1/x"], "in a password @ is written %40"),
+        (["--storage", "postgresql://me:12/hush@127.0.0.1:1/x"], "refused"),
         (["--storage", "postgresql://me:hush@127.0.0.1:1/x?password=hush"], "refused"),
         (["--storage", "sqlite:///no/such/folder.db"], "unable to open database file"),
         (["--storage", "c.toml/study.journal"], "c.toml/study.journal: "),
         (["--storage", "c.toml"], "c.toml: not a journal, or a damaged one"),
+        (["--storage", "/proc/study.journal"], "--storage /proc/study.journal: "),
         (["--study", "s", "--set", "data.valid=0"], "a sweep chooses by validation data"),
     ):
         code, out, err = sweep(GRID, *arguments)
@@ -325,12 +343,11 @@ def test_an_unfinished_entry_is_cut_off(sweep, tmp_path):
     assert (code, err.count("\n")) == (2, 1) and "not a journal, or a damaged one" in err
 
 
-def worker_of(tmp_path, folder, grid=GRID, **plan):
+def worker_of(tmp_path, folder, grid=GRID, where=None, **plan):
     (tmp_path / "c.toml").write_text(CONFIG + grid)
     config = load_config(tmp_path / "c.toml", flags={"data.dir": str(folder)})
-    return studies.Worker(
-        config, tmp_path / "study.journal", "c-sweep", studies.Plan(**plan), "cpu"
-    )
+    where = where or tmp_path / "study.journal"
+    return studies.Worker(config, where, "c-sweep", studies.Plan(**plan), "cpu")
 
 
 def test_a_journal_that_is_cut_goes_on(tmp_path, folder):
@@ -472,11 +489,27 @@ def test_two_workers_on_postgresql_and_no_password_is_shown(start, tmp_path, dat
         assert path.is_dir() or postgres.PASSWORD.encode() not in path.read_bytes(), path
 
 
-def test_a_wrong_password_and_a_lost_table_are_one_line(sweep, database):
+def test_a_wrong_password_is_one_line(sweep, database):
     wrong = database.replace(postgres.PASSWORD, "not-this-one")
     code, out, err = sweep(GRID, "--storage", wrong)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert "password authentication failed" in err and "not-this-one" not in err
+
+
+def test_a_database_that_is_dropped_is_one_line(tmp_path, folder, database):
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("create database dropped")
+        where = database.replace("/postgres", "/dropped")
+        worker = worker_of(tmp_path, folder, where=where)
+        lines = worker.work()
+        assert "training" in next(lines)
+        connection.execute("drop database dropped with (force)")
+        with pytest.raises(
+            InputError, match=r"^--storage postgresql://sweeper:\*\*\*@\S+: "
+        ) as error:
+            list(lines)
+        assert "\n" not in str(error.value) and postgres.PASSWORD not in str(error.value)
+        worker.close()
 
 
 @pytest.mark.parametrize("kind", ["journal", "postgresql"])

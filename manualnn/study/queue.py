@@ -54,14 +54,14 @@ def places(trials: list[FrozenTrial]) -> list[list[FrozenTrial]]:
     Of a grid's combination that two workers put into the queue at once the second is left out.
     """
     rows: dict[int, list[FrozenTrial]] = {}
-    fixed = []
+    queued = set()
     for trial in trials:
-        values = trial.system_attrs.get("fixed_params")
+        fixed = json.dumps(trial.system_attrs.get("fixed_params") or trial.number, sort_keys=True)
         if "failed_trial" in trial.system_attrs:
             if trial.system_attrs["failed_trial"] in rows:
                 rows[trial.system_attrs["failed_trial"]].append(trial)
-        elif not values or values not in fixed:
-            fixed += [values] if values else []
+        elif fixed not in queued:
+            queued.add(fixed)
             rows[trial.number] = [trial]
     return list(rows.values())
 

@@ -31,9 +31,8 @@ def summarise(study: Study, config: Config, total: int, folder: Path) -> dict[st
         if trial is not None:
             row = _row(place, trial, names, config)
             rows.append(row)
-            values = {name: short(row)[name] for name in names.values()}
             if row["state"] in ("complete", "diverged"):
-                points.append(_point(row, values))
+                points.append(_point(row, list(names.values())))
     rows.sort(key=_order)
     for rank, row in enumerate(rows, 1):
         row["rank"] = rank
@@ -70,9 +69,8 @@ def summarise(study: Study, config: Config, total: int, folder: Path) -> dict[st
 def _row(place: int, trial: FrozenTrial, names: dict[str, str], config: Config) -> dict[str, Any]:
     """A line of sweep.csv. What was pruned has the accuracy of its last epoch."""
     facts = trial.user_attrs
-    pruned = "ended" if "ended" in facts else "pruned"
-    state = {TrialState.COMPLETE: "complete", TrialState.PRUNED: pruned}.get(trial.state, "failed")
-    state = "diverged" if state == "ended" else state
+    ended = "diverged" if "ended" in facts else "pruned"
+    state = {TrialState.COMPLETE: "complete", TrialState.PRUNED: ended}.get(trial.state, "failed")
     point = point_of(config, trial.params)
     known = trial.value is not None and state in ("complete", "pruned")
     return {
@@ -106,11 +104,11 @@ def _order(row: dict[str, Any]) -> tuple[Any, ...]:
     return kind, epochs, -(row["valid_accuracy"] or 0), loss, row["trial"]
 
 
-def _point(row: dict[str, Any], values: dict[str, Any]) -> Point:
-    label = ", ".join(f"{name} {word(value)}" for name, value in values.items())
+def _point(row: dict[str, Any], names: list[str]) -> Point:
+    shown = short(row)
     return Point(
-        label,
-        values,
+        ", ".join(f"{name} {word(shown[name])}" for name in names),
+        {name: row[name] for name in names},
         row["valid_accuracy"],
         row["valid_accuracy_std"],
         row["valid_loss"],

@@ -54,7 +54,11 @@ class Storage:
             if url is None:
                 self.backend = Journal(Path(where).absolute(), seconds)
             else:
-                self.backend = self._database(url, seconds)
+                try:
+                    self.backend = self._database(url, seconds)
+                except ImportError:
+                    how = "its driver is not installed: pip install 'manualnn[sweep]'"
+                    raise InputError(f"--storage {self.name}: {how}") from None
         self.optuna: BaseStorage = get_storage(self.backend)
 
     def _database(self, url: sqlalchemy.URL, seconds: int) -> RDBStorage:
@@ -79,11 +83,6 @@ class Storage:
                 time.sleep(0.2)
         raise AssertionError
 
-    def beat_every(self, seconds: int) -> None:
-        """Have signs of life come so often."""
-        self.backend.heartbeat_interval = seconds
-        self.backend.grace_period = BEATS * seconds
-
     def close(self) -> None:
         if isinstance(self.backend, RDBStorage):
             self.backend.scoped_session.remove()
@@ -91,18 +90,14 @@ class Storage:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Make what goes wrong with the storage into an InputError."""
+        """Make what goes wrong with a database into an InputError; a journal says it itself."""
         try:
             yield
-        except (SQLAlchemyError, StorageInternalError, OSError, ImportError) as error:
+        except (SQLAlchemyError, StorageInternalError) as error:
             raise InputError(f"--storage {self.name}: {self._said(error)}") from None
 
     def _said(self, error: BaseException) -> str:
         """What went wrong, in words without a secret."""
-        if isinstance(error, ImportError):
-            return "its driver is not installed: pip install 'manualnn[sweep]'"
-        if isinstance(error, OSError):
-            return error.strerror or str(error)
         if isinstance(error, StorageInternalError) and error.__cause__:
             error = error.__cause__
         text = str(getattr(error, "orig", None) or error).strip()
@@ -118,10 +113,15 @@ def _url(where: str) -> sqlalchemy.URL:
     if scheme not in DRIVERS:
         known = "a path of a journal file, sqlite:///FILE or postgresql://USER@HOST/DATABASE"
         raise InputError(f"--storage {scheme}://...: unknown; give {known}")
-    try:
-        return sqlalchemy.make_url(where).set(drivername=DRIVERS[scheme])
-    except (ArgumentError, ValueError):  # whose message may hold the password
-        raise InputError(f"--storage {scheme}://...: not a valid URL of a database") from None
+    with suppress(ArgumentError, ValueError):  # whose message may hold the password
+        url = sqlalchemy.make_url(where).set(drivername=DRIVERS[scheme])
+        # A password that is cut at a sign of its own would be shown as a host or a database.
+        cut = where.count("@") != (url.username is not None)
+        if scheme == "sqlite" or not cut:
+            return url
+    raise InputError(
+        f"--storage {scheme}://...: not a valid URL of a database; in a password @ is written %40"
+    )
 
 
 def _secret_values(url: sqlalchemy.URL) -> list[str]:
@@ -131,9 +131,7 @@ def _secret_values(url: sqlalchemy.URL) -> list[str]:
 
 def _masked(url: sqlalchemy.URL) -> str:
     """The URL for a reader, without its password."""
-    shown = url.difference_update_query([]).update_query_dict(
-        {key: "***" for key in SECRET if key in url.query}
-    )
+    shown = url.update_query_dict({key: "***" for key in SECRET if key in url.query})
     return shown.render_as_string(hide_password=True).replace("+psycopg", "", 1)
 
 
@@ -156,14 +154,15 @@ class _File(JournalFileBackend):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = JournalFileOpenLock(str(path))
-        super().__init__(str(path), lock)
-        lock.acquire()
-        try:
-            self._cut()
-        finally:
-            lock.release()
+        with _faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            super().__init__(str(path), lock)
+            lock.acquire()
+            try:
+                self._cut()
+            finally:
+                lock.release()
 
     def _cut(self) -> None:
         """Remove an entry that a killed process or a full disk left unfinished at the end; nobody
@@ -176,26 +175,27 @@ class _File(JournalFileBackend):
                 print(f"note: {self._path}: an unfinished entry is cut off", file=sys.stderr)
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        with self._faults():
+        with _faults(self._path):
             yield from super().read_logs(log_number_from)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        with self._faults():
+        with _faults(self._path):
             super().append_logs(logs)
 
-    @contextmanager
-    def _faults(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"--storage {self._path}: {error.strerror or error}") from None
-        except RuntimeError:  # the lock is not there any more
-            raise InputError(f"--storage {self._path}: its lock was taken away") from None
-        except ValueError:
-            raise InputError(
-                f"--storage {self._path}: not a journal, or a damaged one; remove it, or give"
-                " another"
-            ) from None
+
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    """Make what goes wrong with a journal into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--storage {path}: {error.strerror or error}") from None
+    except RuntimeError:  # another worker took it after 30 seconds
+        raise InputError(f"--storage {path}: its lock was taken away") from None
+    except ValueError:
+        raise InputError(
+            f"--storage {path}: not a journal, or a damaged one; remove it, or give another"
+        ) from None
 
 
 class Journal(JournalStorage, BaseHeartbeat):
@@ -207,12 +207,11 @@ class Journal(JournalStorage, BaseHeartbeat):
 
     def __init__(self, path: Path, seconds: int) -> None:
         self.heartbeat_interval, self.grace_period = seconds, BEATS * seconds
-        self._alive = path.with_name(f"{path.name}.alive")
+        self._path, self._alive = path, path.with_name(f"{path.name}.alive")
         super().__init__(_File(path))
 
     def record_heartbeat(self, trial_id: int) -> None:
-        self._alive.mkdir(exist_ok=True)
-        (self._alive / str(trial_id)).touch()
+        self._touch(str(trial_id))
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         changed = super().set_trial_state_values(trial_id, state, values)
@@ -225,11 +224,15 @@ class Journal(JournalStorage, BaseHeartbeat):
         running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
         if not running:
             return []
-        self._alive.mkdir(exist_ok=True)
-        (self._alive / "now").touch()
+        self._touch("now")
         now = self._time("now") or 0.0
         beats = {trial._trial_id: self._time(str(trial._trial_id)) for trial in running}
         return [x for x, beat in beats.items() if beat is None or now - beat > self.grace_period]
+
+    def _touch(self, name: str) -> None:
+        with _faults(self._path):
+            self._alive.mkdir(exist_ok=True)
+            (self._alive / name).touch()
 
     def _time(self, name: str) -> float | None:
         """When a file was touched; opened, as network file systems keep older times of names."""
@@ -265,7 +268,7 @@ class Heart:
     def _run(self) -> None:
         while not self._over.wait(self._seconds):
             for trial in tuple(self.trials):
-                with suppress(OSError, SQLAlchemyError, StorageInternalError):  # the next may reach
+                with suppress(InputError, SQLAlchemyError, StorageInternalError):  # the next may
                     self._backend.record_heartbeat(trial)
 
 

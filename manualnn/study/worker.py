@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,7 +129,7 @@ class Worker:
         with self._storage.errors():
             return summarise(self.study, self.config, self.total, folder)
 
-    def work(self) -> Iterator[str]:
+    def work(self) -> Generator[str, None, None]:
         """Train until no trial is left to any worker."""
         waiting = False
         with self._storage.errors(), Heart(self._storage.backend, self.plan.seconds) as self._heart:
@@ -166,7 +166,6 @@ class Worker:
         alone = replace(population, replicas=population.replicas[:1])
         _, dataset = build(alone, self.device, self._data)
         keys = dict(flatten(self.config.to_dict()))
-        keys |= {f"grid.{key}": value for key, value in keys.pop("grid", {}).items()}
         settings = {
             **{key: value for key, value in keys.items() if key not in PLACES},
             "data": data_digest(dataset),
@@ -452,17 +451,15 @@ class Worker:
         samplers then keep away from its values."""
         for name, value in facts.items():
             one.trial.set_user_attr(name, value)
-        if accuracy is None:
-            self.study.tell(one.trial, state=TrialState.PRUNED)
-        else:
-            self.study.tell(one.trial, accuracy)
+        state = TrialState.PRUNED if accuracy is None else TrialState.COMPLETE
+        self.study.tell(one.trial, accuracy, state, skip_if_finished=True)
         self._let_go(one)
 
     def _fail(self, one: Asked, error: InputError) -> str:
         """End a trial whose values make no network."""
         with suppress(UpdateFinishedTrialError):
             one.trial.set_user_attr("error", str(error))
-            self.study.tell(one.trial, state=TrialState.FAIL)
+            self.study.tell(one.trial, state=TrialState.FAIL, skip_if_finished=True)
         self._let_go(one)
         return f"{one.label}: failed: {error}"
 
