@@ -17,7 +17,7 @@ from manualnn import experiment
 from manualnn.circumstances import data_digest
 from manualnn.config import parse_config
 from manualnn.data import Rows, ShardWriter, Streamed, convert, load, open_shards, verify_shards
-from manualnn.data.stream import Layout, quality
+from manualnn.data.stream import Plan, quality
 from manualnn.errors import InputError
 
 from .conftest import write_folder, write_idx
@@ -556,28 +556,28 @@ def test_what_fits_is_read_once(tmp_path):
 def test_how_well_it_shuffles(count, memory):
     """Against what theory says of m blocks of M in a window, for a file sorted by its labels."""
     labels = torch.arange(count) * 10 // count
-    layout, full = Layout(count, 784, memory), Layout(count, 784, 2**40)
-    assert full.whole and not layout.whole and (layout.window << layout.shift) * 2 * 784 <= memory
-    windows = [len(blocks) for blocks in layout.windows(None)]
-    assert max(windows) - min(windows) <= 1 and max(windows) <= layout.window
+    plan, full = Plan(count, 784, memory), Plan(count, 784, 2**40)
+    assert full.whole and not plan.whole and (plan.window << plan.shift) * 2 * 784 <= memory
+    windows = [len(blocks) for blocks in plan.windows(None)]
+    assert max(windows) - min(windows) <= 1 and max(windows) <= plan.window
     correlation, chi = zip(
-        *(quality(layout.order(torch.Generator().manual_seed(i))[0], labels) for i in range(6)),
+        *(quality(plan.order(torch.Generator().manual_seed(i))[0], labels) for i in range(6)),
         strict=True,
     )
     # Blocks in random order have correlations of variance 1/(M - 1).
-    assert all(abs(value) < 4 * (layout.blocks - 1) ** -0.5 for value in correlation)
-    expected = 1 + 63 * (1 / max(windows) - 1 / layout.blocks)
+    assert all(abs(value) < 4 * (plan.blocks - 1) ** -0.5 for value in correlation)
+    expected = 1 + 63 * (1 / max(windows) - 1 / plan.blocks)
     assert sum(chi) / 6 == pytest.approx(expected, rel=0.1)
     correlation, chi = quality(full.order(torch.Generator().manual_seed(0))[0], labels)
     assert abs(correlation) < 4 * count**-0.5 and chi == pytest.approx(1, abs=0.05)
-    correlation, chi = quality(layout.order(None)[0], labels)
+    correlation, chi = quality(plan.order(None)[0], labels)
     assert correlation == pytest.approx(1) and chi == pytest.approx(64, rel=0.05)
 
 
 def test_memory_for_less_than_two_examples(large):
     with pytest.raises(InputError, match="memory_mb = 1 holds no two examples of 600000 bytes"):
-        Layout(10, 600_000, 2**20)
-    assert Layout(1, 600_000, 2**20).whole
+        Plan(10, 600_000, 2**20)
+    assert Plan(1, 600_000, 2**20).whole
 
 
 def test_digest(tmp_path):
