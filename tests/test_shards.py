@@ -1,6 +1,5 @@
 """Data larger than memory: the folder, what it refuses, the order, and training on it."""
 
-import copy
 import gzip
 import json
 import random
@@ -8,6 +7,7 @@ import resource
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from manualnn.config import parse_config
 from manualnn.data import Rows, ShardWriter, Streamed, convert, load, open_shards, verify_shards
 from manualnn.data.stream import Plan, quality
 from manualnn.errors import InputError
+from manualnn.training import Progress
 
 from .conftest import write_folder, write_idx
 
@@ -356,21 +357,22 @@ def test_several_threads_gather_at_once(large):
     assert not wrong
 
 
-def test_it_goes_on_within_an_epoch(large):
-    chosen = config("shards", large[0], {"memory_mb": 1}, epochs=1)
-    whole, half = build(chosen), build(chosen)
-    for _ in whole.run():
+def test_it_goes_on_within_an_epoch(large, tmp_path):
+    chosen = config("shards", large[0], {"memory_mb": 1, "valid": 1000}, batch_size=20)
+    whole, half = (experiment.Run(chosen, tmp_path / name) for name in ("whole", "half"))
+    for _ in whole.train():
         pass
-    for index in list(half.batches(1))[:400]:
-        half.step(index)
-    half.epoch_step = 400
-    state = copy.deepcopy(half.state())
-    again = build(chosen)
-    again.restore(state)
-    for _ in again.run():
+    for event in half.train():
+        if isinstance(event, Progress) and event.samples > 3000:
+            half.stop()
+    assert half.stopped and 0 < half.training.epoch_step < 950
+    again = experiment.Run(chosen, tmp_path / "half", resume=True)
+    for _ in again.train():
         pass
-    assert again.network.theta.equal(whole.network.theta)
-    assert again.records[0].train_loss == whole.records[0].train_loss
+    assert again.training.network.theta.equal(whole.training.network.theta)
+    for ours, theirs in zip(again.records, whole.records, strict=True):
+        assert experiment.replace(ours, seconds=0) == experiment.replace(theirs, seconds=0)
+    assert again.metrics["data_sha256"] == whole.metrics["data_sha256"]
 
 
 def test_populations_need_one_order(large):
@@ -513,6 +515,15 @@ def test_no_manifest_does_more_than_be_refused(tmp_path):
         except InputError:
             refused += 1
     assert refused > 300
+    (folder / "manifest.json").write_text(text)
+    file = folder / "train-00000-images.npy"
+    content = file.read_bytes()
+    for _ in range(200):  # and no header of a file
+        damaged = bytearray(content)
+        damaged[draw.randrange(128)] = draw.randrange(256)
+        file.write_bytes(damaged)
+        with suppress(InputError):
+            load("shards", folder, optional=("test",))
     for content in (b"", b"[" * 100_000, b"\xff\xfe", b"1e999", b'{"format": "manualnn-shards"}'):
         (folder / "manifest.json").write_bytes(content)
         with pytest.raises(InputError, match=r"manifest\.json: "):

@@ -6,6 +6,7 @@ Shapes: N samples, n of one shard.
 import hashlib
 import json
 import math
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -286,7 +287,8 @@ def _check_file(path: Path, count: int, example: tuple[int, ...]) -> tuple[torch
     `count` examples."""
     try:
         size = file_size(path)
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a header that looks as if by Python 2
             version = np.lib.format.read_magic(file)
             if version != (1, 0):
                 raise ValueError(f"version {version}")
@@ -294,7 +296,9 @@ def _check_file(path: Path, count: int, example: tuple[int, ...]) -> tuple[torch
             offset = file.tell()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever Python's parser says, which numpy gives the header to
         raise InputError(f"{path}: not an .npy file ({error})") from None
     known = {"<f4": torch.float32, "<i8": torch.int64, "<i4": torch.int32, "<i2": torch.int16}
     known |= {"|u1": torch.uint8, "|i1": torch.int8}

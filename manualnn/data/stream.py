@@ -73,9 +73,8 @@ class Plan:
             count = int(lengths.sum())
             before = lengths.cumsum(0) - lengths
             examples = torch.arange(count) + (first - before).repeat_interleave(lengths)
-            # of one window alone what data in memory have
-            mixed = examples[torch.randperm(count, generator=draw)]
-            order[start : start + count] = mixed
+            mixed = torch.randperm(count, generator=draw)  # of a single window that of all
+            order[start : start + count] = examples[mixed]
             start += count
         return order, windows
 
@@ -244,8 +243,7 @@ class Streamed:
             yield self[start : start + size]
 
     def order(self, draw: torch.Generator | None) -> Tensor:
-        """The order (N,) of the epoch that comes now, of its own generator; without one that of the
-        files."""
+        """As `epoch_order`, and that of the epoch which comes now: it is read ahead."""
         order, windows = self.ring.plan.order(draw)
         self.ring.follow(windows)
         return order
@@ -275,6 +273,14 @@ class Streamed:
                     low = torch.empty(shape, dtype=self.compute, device=self.device)
             known[count] = raw, low
         return known[count]
+
+
+def epoch_order(x: Tensor | Streamed, draw: torch.Generator | None) -> Tensor:
+    """The order (N,) in which an epoch goes through x, of a generator of its own; without one that
+    of the samples."""
+    if isinstance(x, Streamed):
+        return x.order(draw)
+    return torch.arange(len(x)) if draw is None else torch.randperm(len(x), generator=draw)
 
 
 def quality(order: Tensor, labels: Tensor, batch_size: int = 64) -> tuple[float, float]:
