@@ -131,7 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
         for number in range(options.rounds):
             for name in sorted(sides, reverse=number % 2 == 0):
                 runs[name].append(child(folder, *sides[name]))
-                print(name, runs[name][-1], flush=True)
+                last = runs[name][-1]
+                print(name, last["rates"], f"loss {last['loss']:.4f}, peak {last['peak']:,.0f} MB")
         rates = {name: statistics.median(rate for run in found for rate in run["rates"])
                  for name, found in runs.items()}  # fmt: skip
         rows = []
