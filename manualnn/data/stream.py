@@ -118,7 +118,7 @@ class Ring:
         blocks, within = rows >> shift, rows & (1 << shift) - 1
         while True:
             with self._lock:
-                places = self._places[blocks].add_(within)
+                places = self._places.index_select(0, blocks).add_(within)
                 low, high = (int(x) for x in places.aminmax())
                 if low >= 0:
                     assert self._memory is not None
