@@ -22,7 +22,7 @@ import torch
 
 from manualnn.config import load_config
 from manualnn.data import ShardWriter, load, open_shards, prepare
-from manualnn.data.stream import Layout, quality
+from manualnn.data.stream import Plan, quality
 from manualnn.network import Network
 from manualnn.training import Progress, Training
 
@@ -88,11 +88,11 @@ def shuffle(samples: int, memory_mb: int, epochs: int = 3) -> str:
     labels = torch.arange(samples) * 10 // samples
     rows = []
     for name, memory in ((f"{memory_mb} MB", memory_mb << 20), ("full shuffle", 2**60)):
-        layout = Layout(samples, 784, memory)
-        found = [quality(layout.order(torch.Generator().manual_seed(e))[0], labels)
+        plan = Plan(samples, 784, memory)
+        found = [quality(plan.order(torch.Generator().manual_seed(e))[0], labels)
                  for e in range(epochs)]  # fmt: skip
         mean = [statistics.fmean(values) for values in zip(*found, strict=True)]
-        rows.append((name, len(layout.windows(None)), layout.window, 1 << layout.shift,
+        rows.append((name, len(plan.windows(None)), plan.window, 1 << plan.shift,
                      f"{mean[0]:+.4f}", f"{mean[1]:.3f}"))  # fmt: skip
     heads = ("", "windows", "blocks of one", "rows of a block", "correlation of place and turn",
              "chi-square of a batch's labels, per degree")  # fmt: skip

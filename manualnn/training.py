@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import diagnosis
 from .config import Replica, Train
-from .data import Prepared, Samples, Streamed
+from .data import Prepared, Samples, Streamed, epoch_order
 from .errors import InputError
 from .layers import ChannelsLast, Flatten, Linear, lowered
 from .losses import LOSSES, outputs
@@ -177,25 +177,16 @@ class Training:
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """Sample indices (R or 1, B) of each batch of an epoch, a function of (seed, epoch)."""
-        count = len(self.data.train)
         x = self.data.train.x
         if not self.settings.shuffle:
-            order = x.order(None) if isinstance(x, Streamed) else torch.arange(count)
-            order = order.unsqueeze(0)
+            order = epoch_order(x, None).unsqueeze(0)
         else:
             shared = self.settings.shared_batches
             seeds = [self.settings.seed] if shared else [replica.seed for replica in self.replicas]
-            draws = [generator(seed, ORDER_STREAM, epoch) for seed in seeds]
-            order = torch.stack(
-                [
-                    x.order(draw)
-                    if isinstance(x, Streamed)
-                    else torch.randperm(count, generator=draw)
-                    for draw in draws
-                ]
-            )
+            draws = (generator(seed, ORDER_STREAM, epoch) for seed in seeds)
+            order = torch.stack([epoch_order(x, draw) for draw in draws])
         order = order.to(self.device)
-        size = min(self.settings.batch_size, count)
+        size = min(self.settings.batch_size, len(x))
         for start in range(0, self.steps_per_epoch * size, size):
             yield order[:, start : start + size]
 

@@ -1,6 +1,5 @@
 """Data larger than memory: the folder, what it refuses, the order, and training on it."""
 
-import copy
 import gzip
 import json
 import random
@@ -8,6 +7,7 @@ import resource
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -17,8 +17,9 @@ from manualnn import experiment
 from manualnn.circumstances import data_digest
 from manualnn.config import parse_config
 from manualnn.data import Rows, ShardWriter, Streamed, convert, load, open_shards, verify_shards
-from manualnn.data.stream import Layout, quality
+from manualnn.data.stream import Plan, quality
 from manualnn.errors import InputError
+from manualnn.training import Progress
 
 from .conftest import write_folder, write_idx
 
@@ -356,21 +357,23 @@ def test_several_threads_gather_at_once(large):
     assert not wrong
 
 
-def test_it_goes_on_within_an_epoch(large):
-    chosen = config("shards", large[0], {"memory_mb": 1}, epochs=1)
-    whole, half = build(chosen), build(chosen)
-    for _ in whole.run():
+def test_it_goes_on_within_an_epoch(large, tmp_path):
+    settings = {"batch_size": 20, "checkpoint_every_steps": 100}
+    chosen = config("shards", large[0], {"memory_mb": 1, "valid": 1000}, **settings)
+    whole, half = (experiment.Run(chosen, tmp_path / name) for name in ("whole", "half"))
+    for _ in whole.train():
         pass
-    for index in list(half.batches(1))[:400]:
-        half.step(index)
-    half.epoch_step = 400
-    state = copy.deepcopy(half.state())
-    again = build(chosen)
-    again.restore(state)
-    for _ in again.run():
+    for event in half.train():
+        if isinstance(event, Progress) and event.samples == 4000:
+            half.stop()
+    assert half.stopped and 200 <= half.training.epoch_step <= 300
+    again = experiment.Run(chosen, tmp_path / "half", resume=True)
+    for _ in again.train():
         pass
-    assert again.network.theta.equal(whole.network.theta)
-    assert again.records[0].train_loss == whole.records[0].train_loss
+    assert again.training.network.theta.equal(whole.training.network.theta)
+    for ours, theirs in zip(again.records, whole.records, strict=True):
+        assert experiment.replace(ours, seconds=0) == experiment.replace(theirs, seconds=0)
+    assert again.metrics["data_sha256"] == whole.metrics["data_sha256"]
 
 
 def test_populations_need_one_order(large):
@@ -513,6 +516,15 @@ def test_no_manifest_does_more_than_be_refused(tmp_path):
         except InputError:
             refused += 1
     assert refused > 300
+    (folder / "manifest.json").write_text(text)
+    file = folder / "train-00000-images.npy"
+    content = file.read_bytes()
+    for _ in range(200):  # and no header of a file
+        damaged = bytearray(content)
+        damaged[draw.randrange(128)] = draw.randrange(256)
+        file.write_bytes(damaged)
+        with suppress(InputError):
+            load("shards", folder, optional=("test",))
     for content in (b"", b"[" * 100_000, b"\xff\xfe", b"1e999", b'{"format": "manualnn-shards"}'):
         (folder / "manifest.json").write_bytes(content)
         with pytest.raises(InputError, match=r"manifest\.json: "):
@@ -556,28 +568,28 @@ def test_what_fits_is_read_once(tmp_path):
 def test_how_well_it_shuffles(count, memory):
     """Against what theory says of m blocks of M in a window, for a file sorted by its labels."""
     labels = torch.arange(count) * 10 // count
-    layout, full = Layout(count, 784, memory), Layout(count, 784, 2**40)
-    assert full.whole and not layout.whole and (layout.window << layout.shift) * 2 * 784 <= memory
-    windows = [len(blocks) for blocks in layout.windows(None)]
-    assert max(windows) - min(windows) <= 1 and max(windows) <= layout.window
+    plan, full = Plan(count, 784, memory), Plan(count, 784, 2**40)
+    assert full.whole and not plan.whole and (plan.window << plan.shift) * 2 * 784 <= memory
+    windows = [len(blocks) for blocks in plan.windows(None)]
+    assert max(windows) - min(windows) <= 1 and max(windows) <= plan.window
     correlation, chi = zip(
-        *(quality(layout.order(torch.Generator().manual_seed(i))[0], labels) for i in range(6)),
+        *(quality(plan.order(torch.Generator().manual_seed(i))[0], labels) for i in range(6)),
         strict=True,
     )
     # Blocks in random order have correlations of variance 1/(M - 1).
-    assert all(abs(value) < 4 * (layout.blocks - 1) ** -0.5 for value in correlation)
-    expected = 1 + 63 * (1 / max(windows) - 1 / layout.blocks)
+    assert all(abs(value) < 4 * (plan.blocks - 1) ** -0.5 for value in correlation)
+    expected = 1 + 63 * (1 / max(windows) - 1 / plan.blocks)
     assert sum(chi) / 6 == pytest.approx(expected, rel=0.1)
     correlation, chi = quality(full.order(torch.Generator().manual_seed(0))[0], labels)
     assert abs(correlation) < 4 * count**-0.5 and chi == pytest.approx(1, abs=0.05)
-    correlation, chi = quality(layout.order(None)[0], labels)
+    correlation, chi = quality(plan.order(None)[0], labels)
     assert correlation == pytest.approx(1) and chi == pytest.approx(64, rel=0.05)
 
 
 def test_memory_for_less_than_two_examples(large):
     with pytest.raises(InputError, match="memory_mb = 1 holds no two examples of 600000 bytes"):
-        Layout(10, 600_000, 2**20)
-    assert Layout(1, 600_000, 2**20).whole
+        Plan(10, 600_000, 2**20)
+    assert Plan(1, 600_000, 2**20).whole
 
 
 def test_digest(tmp_path):

@@ -11,7 +11,7 @@ from .prepare import Normalization, Prepared, Samples, prepare, split
 from .rows import Rows, Shards, open_shards, verify_shards
 from .shards import ShardWriter
 from .sources import DATASETS, Dataset, Examples, example_shape, load, load_source
-from .stream import Streamed
+from .stream import Streamed, epoch_order
 from .table import read_examples, read_table
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "convert",
     "corrupt",
     "csv_files",
+    "epoch_order",
     "example_shape",
     "export_csv",
     "generate",

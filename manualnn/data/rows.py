@@ -6,9 +6,11 @@ Shapes: N samples, n of one shard.
 import hashlib
 import json
 import math
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,7 @@ class Rows:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             if self.rows is None and step == 1:
-                self.read_range(start, max(start, stop), out)
+                self.read_ranges([(start, stop, 0)], out)
                 return
             index = torch.arange(start, stop, step)
         rows = index if self.rows is None else self.rows[index]
@@ -125,20 +127,32 @@ class Rows:
         for begin, end, low in ends:
             high = int(ascending[end - 1]) + 1
             room = torch.empty((high - low, *self.example), dtype=self.dtype)
-            self.read_range(low, high, room)
+            self.read_ranges([(low, high, 0)], room)
             out[order[begin:end]] = room[ascending[begin:end] - low]
 
-    def read_range(self, start: int, stop: int, out: Tensor) -> None:
-        """Write the rows of the files from `start` to before `stop` to `out`, chosen or not."""
-        view = out.numpy().reshape(-1).view(np.uint8).data
-        first = 0
-        for shard in self.files:
-            low, high = max(start, first), min(stop, first + shard.count)
-            if low < high:
-                place = (low - start) * self.row_bytes
-                own = view[place : place + (high - low) * self.row_bytes]
-                _read_file(shard, (low - first) * self.row_bytes, own)
-            first += shard.count
+    def read_ranges(self, ranges: Iterable[tuple[int, int, int]], out: Tensor) -> None:
+        """Write rows of the files, chosen or not, to `out`: of each of the ranges, in ascending
+        order, those from the first number to before the second, to `out` from the third on."""
+        view, size = out.numpy().reshape(-1).view(np.uint8).data, self.row_bytes
+        files, shard, file, first, end = iter(self.files), None, None, 0, 0
+        try:
+            for start, stop, place in ranges:
+                while start < stop:
+                    while start >= end:
+                        shard, first = next(files), end
+                        end += shard.count
+                        if file is not None:
+                            file.close()
+                            file = None
+                    assert shard is not None
+                    file = file or _open(shard)
+                    last = min(stop, end)
+                    part = view[place * size : (place + last - start) * size]
+                    _read(shard, file, (start - first) * size, part)
+                    start, place = last, place + last - start
+        finally:
+            if file is not None:
+                file.close()
 
     def digest(self) -> str:
         """What says which examples these are: their type, shape and checksums."""
@@ -147,17 +161,22 @@ class Rows:
         return f"{self.dtype} {tuple(self.shape)} {sums} {chosen}"
 
 
-def _read_file(shard: Shard, offset: int, out: memoryview) -> None:
-    """Bytes of a file from `offset` after its header. It is opened for each read: any number of
-    files, by any thread, and one that has gone is noticed."""
+def _open(shard: Shard) -> FileIO:
     try:
-        with shard.path.open("rb", buffering=0) as file:
-            file.seek(shard.offset + offset)
-            while len(out):
-                count = file.readinto(out)
-                if not count:
-                    raise InputError(f"{shard.path}: truncated: it is shorter than it was")
-                out = out[count:]
+        return FileIO(shard.path)
+    except OSError as error:
+        raise InputError(f"{shard.path}: cannot be read: {error.strerror or error}") from None
+
+
+def _read(shard: Shard, file: FileIO, offset: int, out: memoryview) -> None:
+    """Bytes of a shard's values from `offset`."""
+    try:
+        file.seek(shard.offset + offset)
+        while len(out):
+            count = file.readinto(out)
+            if not count:
+                raise InputError(f"{shard.path}: truncated: it is shorter than it was")
+            out = out[count:]
     except OSError as error:
         raise InputError(f"{shard.path}: cannot be read: {error.strerror or error}") from None
 
@@ -208,12 +227,13 @@ def verify_shards(folder: Path) -> Iterator[tuple[str, int]]:
             counts = torch.zeros(256, dtype=torch.int64)
             for shard in rows.files:
                 crc, size = 0, shard.count * rows.row_bytes
-                for start in range(0, size, SPAN):
-                    piece = np.empty(min(SPAN, size - start), np.uint8)
-                    _read_file(shard, start, piece.data)
-                    crc = zlib.crc32(piece.data, crc)
-                    if rows.counts is not None:
-                        counts += torch.from_numpy(piece).bincount(minlength=256)
+                with _open(shard) as file:
+                    for start in range(0, size, SPAN):
+                        piece = np.empty(min(SPAN, size - start), np.uint8)
+                        _read(shard, file, start, piece.data)
+                        crc = zlib.crc32(piece.data, crc)
+                        if rows.counts is not None:
+                            counts += torch.from_numpy(piece).bincount(minlength=256)
                 if crc != shard.crc32:
                     raise InputError(
                         f"{shard.path}: damaged: its checksum is {crc}, {MANIFEST} says"
@@ -229,7 +249,8 @@ def _labels(rows: Rows) -> np.ndarray:
     labels, start = np.empty(len(rows), np.int64), 0
     for shard in rows.files:
         own = np.empty(shard.count, str(rows.dtype).removeprefix("torch."))
-        _read_file(shard, 0, own.view(np.uint8).data)
+        with _open(shard) as file:
+            _read(shard, file, 0, own.view(np.uint8).data)
         labels[start : start + shard.count] = own
         start += shard.count
     return labels
@@ -266,7 +287,8 @@ def _check_file(path: Path, count: int, example: tuple[int, ...]) -> tuple[torch
     `count` examples."""
     try:
         size = file_size(path)
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a header that looks as if by Python 2
             version = np.lib.format.read_magic(file)
             if version != (1, 0):
                 raise ValueError(f"version {version}")
@@ -274,7 +296,9 @@ def _check_file(path: Path, count: int, example: tuple[int, ...]) -> tuple[torch
             offset = file.tell()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever Python's parser says, which numpy gives the header to
         raise InputError(f"{path}: not an .npy file ({error})") from None
     known = {"<f4": torch.float32, "<i8": torch.int64, "<i4": torch.int32, "<i2": torch.int16}
     known |= {"|u1": torch.uint8, "|i1": torch.int8}
@@ -297,6 +321,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no JSON ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -30,13 +30,13 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import replacing, writing
+from ..files import TEMPORARY, replacing, writing
 
 MANIFEST, FORMAT, VERSION = "manifest.json", "manualnn-shards", 1
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 PARTS = ("train", "test")
 SHARD_BYTES = 2**28
-UNFINISHED = ".writing-shards"  # in a folder whose files are not whole
+UNFINISHED = f"{TEMPORARY}shards"  # in a folder whose files are not whole
 FILE = re.compile(r"(train|test)-\d{5,}-(images|labels)\.npy")
 
 
@@ -123,11 +123,7 @@ class ShardWriter:
         with writing(f"--out {self.folder}"):
             self._made = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
-            begun = (self.folder / UNFINISHED).exists()
-            found = [path.name for path in self.folder.iterdir() if path.name != UNFINISHED]
-            ours = begun and MANIFEST not in found and all(map(FILE.fullmatch, found))
-            if found and not ours:
-                raise InputError(f"--out {self.folder} holds {min(found)}; choose another folder")
+            self._check()
             self._lock = FileLock(self.folder / UNFINISHED, timeout=0, thread_local=False)
             try:
                 self._lock.acquire()
@@ -138,9 +134,20 @@ class ShardWriter:
                 ) from None
             except NotImplementedError:  # a file system without locks
                 (self.folder / UNFINISHED).touch()
-            for name in found:
-                (self.folder / name).unlink()
+            try:
+                self._check()  # again: who wrote here before may have come to the end
+            except InputError:
+                self._release()
+                raise
+            self._remove()
         return self
+
+    def _check(self) -> None:
+        """Raise InputError where the folder holds what is not left of an unfinished try."""
+        names = [path.name for path in self.folder.iterdir()]
+        ours = [n for n in names if FILE.fullmatch(n) or n.startswith(TEMPORARY)]
+        if names and not (UNFINISHED in names and len(ours) == len(names)):
+            raise InputError(f"--out {self.folder} holds {min(names)}; choose another folder")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
@@ -155,9 +162,7 @@ class ShardWriter:
         finally:
             if kind is not None:
                 self._remove()
-            self._lock.release()
-            with suppress(OSError):
-                (self.folder / UNFINISHED).unlink()
+            self._release()
             if kind is not None and self._made:
                 with suppress(OSError):
                     self.folder.rmdir()
@@ -256,13 +261,19 @@ class ShardWriter:
         with replacing(self.folder / MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
+    def _release(self) -> None:
+        self._lock.release()
+        with suppress(OSError):
+            (self.folder / UNFINISHED).unlink()
+
     def _remove(self) -> None:
-        """What was written so far."""
+        """Remove what was written so far."""
         for own in self._parts.values():
             for file in own.files.values():
                 with suppress(OSError):
                     file.handle.close()
         for path in self.folder.iterdir():
-            if FILE.fullmatch(path.name):
+            written = FILE.fullmatch(path.name) or path.name.startswith(TEMPORARY)
+            if written and path.name != UNFINISHED:
                 with suppress(OSError):
                     path.unlink()

@@ -28,7 +28,7 @@ BLOCKS = 64  # in a window, where the memory is small, at least
 ABSENT = -(2**62)
 
 
-class Layout:
+class Plan:
     """How `count` rows of files are read: `blocks` blocks of 2**shift rows, `window` of them at a
     time; `whole` where both windows together hold all, and then are one.
 
@@ -73,9 +73,8 @@ class Layout:
             count = int(lengths.sum())
             before = lengths.cumsum(0) - lengths
             examples = torch.arange(count) + (first - before).repeat_interleave(lengths)
-            # of one window alone what data in memory have
-            mixed = examples[torch.randperm(count, generator=draw)]
-            order[start : start + count] = mixed
+            mixed = torch.randperm(count, generator=draw)  # of a single window that of all
+            order[start : start + count] = examples[mixed]
             start += count
         return order, windows
 
@@ -86,16 +85,16 @@ class Ring:
 
     def __init__(self, rows: Rows, memory: int) -> None:
         self.rows = rows
-        self.layout = Layout(rows.count, rows.row_bytes, memory, rows.rows)
+        self.plan = Plan(rows.count, rows.row_bytes, memory, rows.rows)
         self._lock = threading.Lock()
         self._reader: ThreadPoolExecutor | None = None
         with torch.inference_mode(False):
             # Where in `memory` each block begins.
-            self._places = torch.full((self.layout.blocks,), ABSENT)
+            self._places = torch.full((self.plan.blocks,), ABSENT)
             self._windows: list[Tensor] = []
-            self._window_of = torch.full((self.layout.blocks,), -1)
+            self._window_of = torch.full((self.plan.blocks,), -1)
         self._memory: Tensor | None = None  # made when it is first needed
-        self._half = self.layout.window << self.layout.shift
+        self._half = self.plan.window << self.plan.shift
         self._current = -1  # the window that the steps go through
         self._held = [-1, -1]  # the window in each half
         self._coming: dict[int, Future[None]] = {}
@@ -103,7 +102,7 @@ class Ring:
     def follow(self, windows: list[Tensor]) -> None:
         """From here on these windows are asked for, one after another."""
         with self._lock:
-            if self.layout.whole and self._windows:
+            if self.plan.whole and self._windows:
                 return
             self._windows = windows
             for number, blocks in enumerate(windows):
@@ -115,7 +114,7 @@ class Ring:
         """Copy the rows `index` (B,) to `out`: from memory where they are in the windows that come
         in turn, which may have to be waited for; else from the files."""
         rows = index if self.rows.rows is None else self.rows.rows[index]
-        shift = self.layout.shift
+        shift = self.plan.shift
         blocks, within = rows >> shift, rows & (1 << shift) - 1
         while True:
             with self._lock:
@@ -159,13 +158,13 @@ class Ring:
             self._coming[number] = self._reader.submit(self._load, self._windows, number)
 
     def _load(self, windows: list[Tensor], number: int) -> None:
-        half, shift = number % 2, self.layout.shift
+        half, shift = number % 2, self.plan.shift
         first = half * self._half
         with self._lock:
             if windows is not self._windows:
                 return
             if self._memory is None:
-                size = self._half * (1 if self.layout.whole else 2)
+                size = self._half * (1 if self.plan.whole else 2)
                 try:
                     self._memory = torch.empty((size, *self.rows.example), dtype=self.rows.dtype)
                 except RuntimeError as error:
@@ -176,10 +175,12 @@ class Ring:
             self._places[gone] = ABSENT
             self._held[half] = -1
         blocks = windows[number].sort().values  # as they lie in the files
-        for place, block in enumerate(blocks.tolist()):
-            start, stop = block << shift, min(block + 1 << shift, self.rows.count)
-            begin = first + (place << shift)
-            self.rows.read_range(start, stop, self._memory[begin : begin + stop - start])
+        starts, count = blocks << shift, self.rows.count
+        ranges = [
+            (start, min(start + (1 << shift), count), first + (place << shift))
+            for place, start in enumerate(starts.tolist())
+        ]
+        self.rows.read_ranges(ranges, self._memory)
         with self._lock:
             if windows is self._windows:
                 places = torch.arange(len(blocks)) << shift
@@ -191,7 +192,8 @@ class Streamed:
     """Normalised examples (N, ...) that stay in their files, in the place of a tensor of them.
 
     `order` draws that of an epoch, `gather` takes a batch. Rows that are asked for by a slice or by
-    indices are read, normalised and put on the device. The numbers are, bit for bit, those of `Normalization.apply`.
+    indices are read, normalised and put on the device. The numbers are, bit for bit, those of
+    `Normalization.apply`.
     """
 
     def __init__(
@@ -220,7 +222,7 @@ class Streamed:
     @property
     def whole(self) -> bool:
         """Whether all fit into the memory that is given."""
-        return self.ring.layout.whole
+        return self.ring.plan.whole
 
     def to(self, dtype: torch.dtype) -> "Streamed":
         """The same, rounded to another type."""
@@ -241,9 +243,8 @@ class Streamed:
             yield self[start : start + size]
 
     def order(self, draw: torch.Generator | None) -> Tensor:
-        """The order (N,) of the epoch that comes now, of its own generator; without one that of the
-        files."""
-        order, windows = self.ring.layout.order(draw)
+        """As `epoch_order`, and that of the epoch which comes now: it is read ahead."""
+        order, windows = self.ring.plan.order(draw)
         self.ring.follow(windows)
         return order
 
@@ -254,7 +255,8 @@ class Streamed:
         if self._moved is not None:
             raw = raw.flatten(1)[:, self._moved].view(raw.shape)
         x = out if low is None else low
-        x.copy_(raw, non_blocking=True)  # the copy of the next index waits for it
+        # `raw` is not overwritten too early: the copy of the next index waits for this one.
+        x.copy_(raw.to(self.device, non_blocking=True))
         x.sub_(self._mean).div_(self._std)
         if low is not None:
             out.copy_(low)
@@ -271,6 +273,14 @@ class Streamed:
                     low = torch.empty(shape, dtype=self.compute, device=self.device)
             known[count] = raw, low
         return known[count]
+
+
+def epoch_order(x: Tensor | Streamed, draw: torch.Generator | None) -> Tensor:
+    """The order (N,) in which an epoch goes through x, of a generator of its own; without one that
+    of the samples."""
+    if isinstance(x, Streamed):
+        return x.order(draw)
+    return torch.arange(len(x)) if draw is None else torch.randperm(len(x), generator=draw)
 
 
 def quality(order: Tensor, labels: Tensor, batch_size: int = 64) -> tuple[float, float]:
