@@ -286,20 +286,23 @@ def as_one(work: Callable[[], Result]) -> Result:
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
-        result = recorded()
+        try:
+            result = recorded()
+        finally:  # an interpreter that ends while the group's threads run may abort
+            number, joined = rank(), _store is not None
+            end()
     if not expected:
-        end()
         return result  # type: ignore[return-value]
     [error] = expected
     if isinstance(error, LostPeerError):
-        print(f"error: rank {rank()}: {error}", file=sys.stderr)
+        print(f"error: rank {number}: {error}", file=sys.stderr)
         sys.exit(1)
-    if _store is None:  # each sees the same of what is given; one of each machine says so
+    if not joined:  # each sees the same of what is given; one of each machine says so
         speaks = local_rank() == 0
     elif isinstance(error, InputError) and error.everywhere:
-        speaks = is_main()
+        speaks = number == 0
     else:
-        raise InputError(f"rank {rank()}: {error}") from error
+        raise InputError(f"rank {number}: {error}") from error
     if speaks:
         raise error
     sys.exit(2)
