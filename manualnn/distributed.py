@@ -5,11 +5,12 @@ torchrun starts the processes and says in the environment which one this is; tor
 the numbers, by gloo between CPUs and by nccl between GPUs. Nothing else knows of either.
 """
 
+import io
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from hashlib import sha256
 from itertools import pairwise
@@ -45,9 +46,38 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def take(folder: Path) -> None:
+    """Note, for after a restart, that what torchrun started here works in this folder."""
+    notes = _notes()
+    if notes is not None and local_rank() == 0:
+        with suppress(OSError), notes.open("a", encoding="utf-8") as file:
+            file.write(f"{folder.absolute()}\n")
+
+
+def took(folder: Path) -> bool:
+    """Whether this is a restart, and those before it worked in this folder."""
+    notes = _notes()
+    if not restarted() or notes is None:
+        return restarted()
+    with suppress(OSError):
+        return str(folder.absolute()) in notes.read_text(encoding="utf-8").splitlines()
+    return False
+
+
+def _notes() -> Path | None:
+    """A file where torchrun has those of this start, LOGS/attempt_N/RANK/error.json."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(error_file).parents[2] / "manualnn-folders" if error_file else None
+
+
 def local_rank() -> int:
     """The number of this process among those of its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world() -> int:
+    """How many processes torchrun started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def world() -> int:
@@ -163,13 +193,15 @@ def spread(tensor: Tensor, source: int = 0) -> None:
 
 
 def gathered(value: Result) -> list[Result]:
-    """Each process's value, by rank, in every process. Costs a message of its pickled bytes."""
+    """Each process's value, by rank, in every process, tensors on its own device. Costs a message
+    of its bytes as torch.save has them."""
     if world() == 1:
         return [value]
-    found: list[Any] = [None] * world()
+    saved, found = io.BytesIO(), [b""] * world()
+    torch.save(value, saved)
     with _peers():
-        dist.all_gather_object(found, value)
-    return found
+        dist.all_gather_object(found, saved.getvalue())
+    return [torch.load(io.BytesIO(one), map_location=_device(), weights_only=True) for one in found]
 
 
 def on_main(work: Callable[[], Result]) -> Result:
@@ -286,20 +318,23 @@ def as_one(work: Callable[[], Result]) -> Result:
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
-        result = recorded()
+        try:
+            result = recorded()
+        finally:  # an interpreter that ends while the group's threads run may abort
+            number, joined = rank(), _store is not None
+            end()
     if not expected:
-        end()
         return result  # type: ignore[return-value]
     [error] = expected
     if isinstance(error, LostPeerError):
-        print(f"error: rank {rank()}: {error}", file=sys.stderr)
+        print(f"error: rank {number}: {error}", file=sys.stderr)
         sys.exit(1)
-    if _store is None:  # each sees the same of what is given; one of each machine says so
+    if not joined:  # each sees the same of what is given; one of each machine says so
         speaks = local_rank() == 0
     elif isinstance(error, InputError) and error.everywhere:
-        speaks = is_main()
+        speaks = number == 0
     else:
-        raise InputError(f"rank {rank()}: {error}") from error
+        raise InputError(f"rank {number}: {error}") from error
     if speaks:
         raise error
     sys.exit(2)

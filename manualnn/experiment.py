@@ -194,8 +194,8 @@ class Run:
         self.stopping = self.stopped = False
         self._digest = digest(config)
         join(device, config)
-        opened = distributed.on_main(lambda: self._open(out, resume or distributed.restarted()))
-        self.folder, held, self.metrics = opened
+        self.folder, held, self.metrics = distributed.on_main(lambda: self._open(out, resume))
+        distributed.take(self.folder)
         if self.metrics:
             return
         self.device = choose_device(device)
@@ -211,7 +211,7 @@ class Run:
         self._agreed: Dataset | None = None
         self._held: FileLock | None = None
         found = distributed.on_main(self._last_checkpoint) if held else None
-        state = self._restore(*found) if found else None
+        state = distributed.together(lambda: self._restore(*found)) if found else None
         self.populations = self.config.populations()
         self._data: dict[str, Data] = {}
         if not self.sizes:  # all must be possible before one is trained
@@ -224,15 +224,15 @@ class Run:
         self._saved_step, self.saved = -1, "nothing yet"
         self._begin()
         if state is not None:
-            self._resume(state)
+            distributed.together(lambda: self._resume(state))
             self.saved = self._position()
         self.folder = distributed.on_main(lambda: self._write_config(out, held))
 
     def _open(self, out: Path | None, resume: bool) -> tuple[Path, bool, dict[str, Any] | None]:
         """The folder, whether it holds this run, and its metrics if that is finished."""
-        folder = out or new_folder(self.config.name, resume)
+        folder = out or folder_called(self.config.name, resume)
         held = _holds_run(folder)
-        if held and not resume:
+        if held and not (resume or distributed.took(folder)):
             raise _held_error(folder)
         if not held:
             return folder, held, None
@@ -251,6 +251,7 @@ class Run:
         with writing(f"--out {self.folder}"):
             if not held:
                 self._claim(out)
+                distributed.take(self.folder)
             try:
                 write_text(self.folder / "config.toml", self.config.to_toml())
             except OSError:
@@ -688,13 +689,16 @@ def _summary(runs: list[dict[str, Any]], best: int) -> dict[str, Any]:
     return summary
 
 
-def new_folder(name: str, resume: bool = False) -> Path:
-    """`runs/NAME`, with a number where that exists; with `resume` the newest one there is."""
-    newest = newest_run(name) if resume else None
-    # Restarted before there was a folder? Then a finished one is of another start.
-    finished = newest and distributed.restarted() and (newest / "metrics.json").exists()
-    if newest and not finished:
+def folder_called(name: str, resume: bool) -> Path:
+    """The newest run of that name with `resume`, or in a restart that goes on; else a new one."""
+    newest = newest_run(name)
+    if newest and (resume or distributed.took(newest)):
         return newest
+    return new_folder(name)
+
+
+def new_folder(name: str) -> Path:
+    """`runs/NAME`, with a number where that exists."""
     folder, number = RUNS / name, 2
     while folder.exists():
         folder, number = RUNS / f"{name}-{number}", number + 1

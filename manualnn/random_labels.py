@@ -8,6 +8,7 @@ What it shows is read from the run folders, one for each N.
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .data import load
 from .diagnosis import guess_loss as guess_of
 from .errors import InputError
 from .evaluation import choose_device, newest_run
-from .experiment import Run, build, join, new_folder, to_json
+from .experiment import Run, build, folder_called, join, to_json
 from .files import write_text
 from .results import read_run
 
@@ -137,6 +138,32 @@ def runs(
     must be 2 or how many classes the data set has. Raises InputError, for all before the first.
     """
     join(device, config)
+    distributed.together(lambda: _check_labels(config, labels))
+
+    def choose() -> Path:
+        began = newest_run(config.name, "samples-*/config.toml") if samples[1:] else None
+        if not (began and (resume or distributed.took(began))):
+            began = None
+        folder = out or began or folder_called(config.name, resume and not samples[1:])
+        if samples[1:] and (folder / "config.toml").exists():
+            raise InputError(f"{folder} already holds a run; give another --out")
+        return folder
+
+    folder = distributed.on_main(choose)
+    distributed.take(folder)
+    if len(samples) <= 1:
+        only = _with_samples(config, samples[0]) if samples else config
+        return folder, iter([Run(only, folder, device, resume)])
+    for population in _with_samples(config, max(samples)).populations():
+        # What does not fit shall not be found at the end.
+        distributed.together(partial(build, population, choose_device(device)))
+    return folder, (
+        Run(_with_samples(config, n), folder / f"samples-{n}", device, resume) for n in samples
+    )
+
+
+def _check_labels(config: Config, labels: int) -> None:
+    """Raise InputError unless `labels` is at most 2 or how many classes the data set has."""
     settings = config.members()[0].data
     if labels > 2:
         dataset = load(settings.name, settings.place, ("train",), class_names=settings.class_names)
@@ -144,23 +171,6 @@ def runs(
         if classes != labels:
             own = f"2, or {classes}" if classes > 2 else "2"
             raise InputError(f"--labels {labels}: use {own}, the classes of {settings.name}")
-
-    def choose() -> Path:
-        began = newest_run(config.name, "samples-*/config.toml") if resume and samples[1:] else None
-        return out or began or new_folder(config.name, resume and not samples[1:])
-
-    resume = resume or distributed.restarted()
-    folder = distributed.on_main(choose)
-    if len(samples) <= 1:
-        only = _with_samples(config, samples[0]) if samples else config
-        return folder, iter([Run(only, folder, device, resume)])
-    if (folder / "config.toml").exists():
-        raise InputError(f"{folder} already holds a run; give another --out")
-    for population in _with_samples(config, max(samples)).populations():
-        build(population, choose_device(device))  # what does not fit shall not be found at the end
-    return folder, (
-        Run(_with_samples(config, n), folder / f"samples-{n}", device, resume) for n in samples
-    )
 
 
 def _with_samples(config: Config, count: int) -> Config:

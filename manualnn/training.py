@@ -505,9 +505,13 @@ def most_at_once(network: Network, settings: Train, samples: int) -> int:
     rows = 2 * (3 + state)  # parameters, those kept, gradient; and a checkpoint's copy of them
     # Forward, backward, and what they round to; or a chunk of an evaluation.
     batch = max(4 * min(settings.batch_size, samples), network.chunk // 8) * network.activations
+    batch = -(-batch // distributed.world())  # each process trains some of the networks
     numbers = rows * network.layout.width + batch + 2 * samples  # and their order
     each = numbers * network.theta.element_size()
-    return max(1, free_memory(network.theta.device) // 2 // each)
+    free = free_memory(network.theta.device)
+    if network.theta.device.type == "cpu":
+        free //= distributed.local_world()
+    return max(1, free // 2 // each)
 
 
 def free_memory(device: torch.device) -> int:

@@ -279,3 +279,25 @@ def test_one_process_is_a_group_of_its_own():
     assert (distributed.rank(), distributed.world(), distributed.is_main()) == (0, 1, True)
     distributed.agree({"config": "any"})
     distributed.spread(tensor)
+
+
+def test_a_restart_goes_on_only_in_the_folders_of_its_own_start(tmp_path, monkeypatch):
+    """A folder that was refused is refused again; one that was trained in is gone on with."""
+    monkeypatch.chdir(tmp_path)
+    config = load_config("mnist-mlp", [*SMALL, TINY, "train.epochs=1"])
+    for folder in (Path("other"), None):
+        for _ in Run(config, folder, "cpu").train():
+            pass
+    logs = tmp_path / "logs"
+    for attempt in (0, 1):
+        (logs / f"attempt_{attempt}/0").mkdir(parents=True)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(logs / f"attempt_{attempt}/0/error.json"))
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        with pytest.raises(InputError, match="other already holds a run"):
+            Run(config, Path("other"), "cpu")
+        run = Run(config, None, "cpu")
+        assert run.folder == Path("runs/mnist-mlp-2")
+        run._release()
+    assert Run(config, Path("fresh"), "cpu").folder == Path("fresh")
+    run = Run(config, Path("fresh"), "cpu")
+    assert run.metrics is None and run.folder == Path("fresh")
