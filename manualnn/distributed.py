@@ -327,7 +327,8 @@ def as_one(work: Callable[[], Result]) -> Result:
         return result  # type: ignore[return-value]
     [error] = expected
     if isinstance(error, LostPeerError):
-        print(f"error: rank {number}: {error}", file=sys.stderr)
+        remedy = "what was saved before is kept, and --resume goes on from it"
+        print(f"error: rank {number}: {error}; {remedy}", file=sys.stderr)
         sys.exit(1)
     if not joined:  # each sees the same of what is given; one of each machine says so
         speaks = local_rank() == 0

@@ -170,7 +170,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path):
     found = group("tests.astray", "disk", "train", "--out", out, "--quiet", *options())
     assert [code for code, _, _ in found] == [2, 1]
     assert re.fullmatch("error: rank 0: .*No space left.*--resume goes on.*", told(found[0][2]))
-    assert re.fullmatch("error: rank 1: lost .*closed", found[1][2].splitlines()[-1])
+    assert re.match("error: rank 1: lost .*closed; .*--resume", found[1][2].splitlines()[-1])
     assert (out / "checkpoint.pt").exists() and not (out / "metrics.json").exists()
 
 
@@ -192,7 +192,7 @@ def test_a_peer_that_hangs_is_named_after_the_time_out(tmp_path):
         second.kill()
         second.communicate()
     assert code == 1
-    assert err.splitlines()[-1] == "error: rank 0: lost rank 1: no answer within 6 s"
+    assert err.splitlines()[-1].startswith("error: rank 0: lost rank 1: no answer within 6 s; ")
 
 
 def test_torchrun_shows_the_traceback_of_what_nobody_foresaw(tmp_path):
