@@ -223,6 +223,13 @@ def test_converted_csv_files_are_what_load_reads(tmp_path, kind, monkeypatch):
     equal_sets(equal, expected)
 
 
+def test_a_table_without_labels_is_noted_once(tmp_path, capsys):
+    (tmp_path / "train.csv").write_text("0,1.5,2\n1,3,4\n")  # no bytes: it is begun anew
+    (tmp_path / "test.csv").write_text("5,6\n")
+    assert convert("csv", tmp_path, tmp_path / "shards") == {"train": 2}
+    assert capsys.readouterr().err.count("holds no labels") == 1
+
+
 @pytest.mark.parametrize(
     ("line", "text", "message"),
     [

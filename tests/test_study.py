@@ -4,9 +4,11 @@ import csv
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 
 import optuna
 import psycopg
@@ -300,6 +302,7 @@ def test_bad_options_are_one_line(sweep, tmp_path):
         (["--storage", "postgresql://me:hu@hush@127.0.0.1:1/x"], "in a password @ is written %40"),
         (["--storage", "postgresql://me:12/hush@127.0.0.1:1/x"], "refused"),
         (["--storage", "postgresql://me:hush@127.0.0.1:1/x?password=hush"], "refused"),
+        (["--storage", "postgresql:me:hush@127.0.0.1/x"], "not a valid URL"),
         (["--storage", "sqlite:///no/such/folder.db"], "unable to open database file"),
         (["--storage", "c.toml/study.journal"], "c.toml/study.journal: "),
         (["--storage", "c.toml"], "c.toml: not a journal, or a damaged one"),
@@ -341,6 +344,23 @@ def test_an_unfinished_entry_is_cut_off(sweep, tmp_path):
     journal.write_bytes(b"".join([*lines[:5], lines[5][:9], b"\n", *lines[6:]]))
     code, _, err = sweep(GRID, "--study", "s")
     assert (code, err.count("\n")) == (2, 1) and "not a journal, or a damaged one" in err
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"a,b\n1,2", b"\x00\x01"])
+def test_a_file_that_is_no_journal_is_left_as_it_is(sweep, tmp_path, content):
+    (tmp_path / "mine").write_bytes(content)
+    code, _, err = sweep(GRID, "--storage", "mine")
+    assert (code, err.count("\n")) == (2, 1) and "mine: not a journal" in err
+    assert (tmp_path / "mine").read_bytes() == content
+
+
+def test_a_database_of_another_version_is_one_line(sweep, tmp_path):
+    Storage("sqlite:///other.db", 30).close()
+    with closing(sqlite3.connect("other.db")) as database:
+        database.execute("update alembic_version set version_num = 'v2.6.0.a'")
+        database.commit()
+    code, out, err = sweep(GRID, "--storage", "sqlite:///other.db")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "table schema" in err
 
 
 def worker_of(tmp_path, folder, grid=GRID, where=None, **plan):

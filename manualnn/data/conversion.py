@@ -81,15 +81,18 @@ def _convert_idx(
 
 
 def _convert_csv(
-    files: Mapping[str, Path], dtype: torch.dtype, folder: Path, shard_bytes: int
+    files: dict[str, Path], dtype: torch.dtype, folder: Path, shard_bytes: int
 ) -> dict[str, int]:
-    """Into examples of `dtype`. Raises _OtherTypeError where they are no bytes, but should be."""
+    """Into examples of `dtype`. Raises _OtherTypeError where they are no bytes, but should be. What
+    is left out of `files` is taken out of them, so that it is noted once."""
     tables, expected = {}, 0
-    for part, path in files.items():
+    for part, path in list(files.items()):
         header, blocks = read_blocks(path, NUMBERS)
         first = next(blocks)
         if has_labels(part, files, first, header, expected):
             tables[part] = itertools.chain([first], blocks)
+        else:
+            del files[part]
         expected = expected or first.shape[1]
     side = side_of(expected - 1) if dtype == torch.uint8 else 0
     shape = (1, side, side) if side else (expected - 1,)

@@ -34,6 +34,7 @@ DRIVERS = {"sqlite": "sqlite"} | dict.fromkeys(
     ("postgres", "postgresql", "postgresql+psycopg"), "postgresql+psycopg"
 )
 SECRET = {"password", "sslpassword"}  # of a URL's query
+ENTRY = b'{"op_code":'  # how each line of a journal begins
 
 
 class Storage:
@@ -46,7 +47,9 @@ class Storage:
     def __init__(self, where: str | Path, seconds: int) -> None:
         self.name, self._secrets = str(where), list[str]()
         self.backend: Journal | RDBStorage
-        url = _url(str(where)) if "://" in str(where) else None
+        # A URL without its slashes is no path, either: its password would become a folder's name.
+        is_url = "://" in str(where) or str(where).partition(":")[0] in DRIVERS
+        url = _url(str(where)) if is_url else None
         if url is not None:
             self.name = _masked(url)
             self._secrets = [x for x in (url.password, *_secret_values(url)) if x]
@@ -59,6 +62,8 @@ class Storage:
                 except ImportError:
                     how = "its driver is not installed: pip install 'manualnn[sweep]'"
                     raise InputError(f"--storage {self.name}: {how}") from None
+                except RuntimeError as error:  # of tables that another version made
+                    raise InputError(f"--storage {self.name}: {self._said(error)}") from None
         self.optuna: BaseStorage = get_storage(self.backend)
 
     def _database(self, url: sqlalchemy.URL, seconds: int) -> RDBStorage:
@@ -109,7 +114,7 @@ class Storage:
 
 def _url(where: str) -> sqlalchemy.URL:
     """The URL of a database that is known here, with its driver."""
-    scheme = where.partition("://")[0]
+    scheme = where.partition(":")[0]
     if scheme not in DRIVERS:
         known = "a path of a journal file, sqlite:///FILE or postgresql://USER@HOST/DATABASE"
         raise InputError(f"--storage {scheme}://...: unknown; give {known}")
@@ -166,9 +171,12 @@ class _File(JournalFileBackend):
 
     def _cut(self) -> None:
         """Remove an entry that a killed process or a full disk left unfinished at the end; nobody
-        was told that it was written, and what is appended to it would be lost."""
+        was told that it was written, and what is appended to it would be lost. A file that is no
+        journal is left as it is, with a ValueError."""
         with self._path.open("rb+") as file:
             content = file.read()
+            if not content.startswith(ENTRY[: len(content)]):
+                raise ValueError
             whole = content.rfind(b"\n") + 1
             if whole < len(content):
                 file.truncate(whole)
