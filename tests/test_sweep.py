@@ -236,6 +236,17 @@ def test_the_findings_claim_what_the_numbers_hold():
     assert "Best: 0.2, 0, with 90.00 %, level with the next, 0.1, 0." in text
 
 
+def test_a_factor_matters_most_only_beside_others_and_beyond_the_deviations():
+    values = ((0.1, 0, 0.5), (0.1, 1, 0.52), (0.2, 0, 0.9), (0.2, 1, 0.92))
+    text = said([point(*x) for x in values])
+    assert "learning_rate matters most, by 40.00 points (" in text
+    assert "l2 moves the mean, by 2.00 points, no more than a deviation (" in text
+    text = said([point(rate, 0, accuracy) for rate, l2, accuracy in values if not l2])
+    assert "learning_rate moves the mean, by 40.00 points (" in text and "most" not in text
+    text = said([point(0.1, 0, 0.5), point(0.1, 1, 0.9), point(0.2, 0, 0.9), point(0.2, 1, 0.6)])
+    assert "most" not in text and text.count("no more than a deviation") == 2
+
+
 def test_heat_maps_are_of_the_factors_that_matter_most(config, monkeypatch, tmp_path):
     names = ("a", "b", "c", "d", "e")
     points = [sweep.Point("x", dict.fromkeys(names, v), 0.5, None, 1, 0.5, 0, []) for v in (0, 1)]
