@@ -325,7 +325,8 @@ class Config:
         """A short name for each key of the grid."""
         short = {}
         for key, _ in self.grid:
-            short[key] = key.rpartition(".")[2]
+            # train.optimizer.name is the optimizer, data.name the data.
+            short[key] = key.removesuffix(".name").rpartition(".")[2]
             if match := re.fullmatch(r"model\.layers\.(\d+)\.([01])", key):
                 layer = self.model.layers[int(match[1])][0]
                 sizes = {"linear": "units", "conv2d": "channels"}

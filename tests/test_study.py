@@ -17,6 +17,7 @@ import torch
 from optuna.trial import TrialState
 
 from benchmarks import postgres
+from manualnn import plots
 from manualnn import study as studies
 from manualnn.config import Range, load_config, parse_config
 from manualnn.errors import InputError
@@ -265,6 +266,72 @@ def test_what_diverges_ends_as_pruned_and_what_is_impossible_fails(sweep, tmp_pa
     assert "Best: learning_rate 0.1" in out and "learning_rate m" not in out and " next" not in out
     code, out, err = sweep(grid, "--study", "s")
     assert code == 0 and "training" not in err  # what failed so is not tried again
+
+
+# --- Pictures
+
+
+def row_of(trial, state, accuracy, rate):
+    row = {"trial": trial, "state": state, "valid_accuracy": accuracy, "rate": rate}
+    return row | {"rank": trial + 1}
+
+
+ROWS = [
+    row_of(0, "complete", 0.8, 0.02),
+    row_of(1, "complete", 0.9, 0.03),
+    row_of(2, "pruned", 0.5, 0.04),
+    row_of(3, "diverged", None, 0.09),
+]
+
+
+def ticks(axis):
+    low, high = axis.get_view_interval()
+    places = [x for x in axis.get_majorticklocs() if low <= x <= high]
+    return axis.get_major_formatter().format_ticks(places)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_picture_of_trials_has_all_of_them(epochs):
+    curves = {0: [(1, 0.7), (2, 0.8)][:epochs], 1: [(1, 0.9)], 2: [(1, 0.5)], 3: []}
+    left, right = plots.trials(ROWS, curves, "title").axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in left.lines}
+    assert lines["best so far"] == [[0, 80], [1, 90], [2, 90], [3, 90]]
+    assert lines["pruned, at its accuracy then"] == [[2, 50]]
+    assert [x for x, _ in lines["diverged, without accuracy"]] == [3]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == list(lines)
+    names = [text.get_text() for text in right.get_legend().get_texts()]
+    assert names == ["complete", "pruned", "best"]
+    assert ticks(left.xaxis) == ["0", "1", "2", "3"]
+    assert ticks(right.xaxis) == ["1", "2"][:epochs]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "expected"),
+    [
+        (0.01, 0.1, True, ["0.01", "0.02", "0.05", "0.1"]),
+        (0.01, 1.0, True, ["0.01", "0.03", "0.1", "0.3", "1"]),
+        (0, 4, False, ["0", "1", "2", "3", "4"]),
+    ],
+)
+def test_the_picture_of_parameters_spans_what_was_searched(low, high, log, expected):
+    figure = plots.parameters(ROWS, {"rate": (low, high, log)}, "title")
+    [axes] = figure.axes
+    assert ticks(axes.xaxis) == expected
+    assert axes.get_xlim()[0] < low and axes.get_xlim()[1] > high
+    assert not any(axes.xaxis.get_minor_formatter().format_ticks(axes.xaxis.get_minorticklocs()))
+    lines = {line.get_label(): line.get_xdata().tolist() for line in axes.lines}
+    assert lines["diverged, without accuracy"] == [0.09]
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(lines) and len(lines) == 3
+
+
+def test_words_are_not_joined_by_lines():
+    def levels(*words):
+        return [{"value": w, "mean": 0.5, "std": 0.1, "best": 0.6} for w in words]
+
+    figure = plots.marginals({"a": levels("sgd", "adam"), "b": levels("0", "1e-4")}, "title")
+    styles = [axes.containers[0].lines[0].get_linestyle() for axes in figure.axes]
+    assert styles == ["None", "-"]
 
 
 # --- What is refused

@@ -81,6 +81,13 @@ def test_whole_layers_and_tables_as_values(tmp_path):
     assert runs[0].train.optimizer.learning_rate == 0.1  # of the config, as the grid is silent
 
 
+def test_a_name_is_called_as_what_it_names(tmp_path, config):
+    grid = ['train.optimizer.name=["sgd", "adam"]', "train.optimizer.momentum=[0, 0.5]"]
+    named = load_config(tmp_path / "c.toml", grid=grid)
+    assert named.factors()["train.optimizer.name"] == "optimizer"
+    assert named.expand().members()[0].label.endswith("optimizer sgd, momentum 0")
+
+
 def test_set_takes_a_key_out_of_the_grid(tmp_path, config):
     path = tmp_path / "c.toml"
     for key in ("train.batch_size", "train.optimizer.learning_rate"):

@@ -167,6 +167,10 @@ def _draw(
         if trial is not None
     }
     plots.save(plots.trials(rows, curves, title), folder / "trials.png")
-    ranges = {names[key]: values.log for key, values in config.grid if isinstance(values, Range)}
+    ranges = {
+        names[key]: (values.low, values.high, values.log)
+        for key, values in config.grid
+        if isinstance(values, Range)
+    }
     if ranges:
         plots.save(plots.parameters(rows, ranges, title), folder / "parameters.png")
