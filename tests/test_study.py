@@ -347,6 +347,11 @@ def test_another_sweep_under_the_same_name_is_refused(sweep, tmp_path):
         (["--grid", "train.l2=[0, 1]"], "grid.train.l2 was [0, 0.0001234567, 0.1], now [0, 1]"),
         (["--sampler", "random"], "--sampler was 'grid', now 'random'"),
         (["--no-prune"], "--no-prune was False, now True"),
+        (
+            ["--no-prune", "--grid", "train.l1=[0]", "--set", "train.l2=0"],
+            "--no-prune was False, now True; grid.train.l1 was not in the grid, now [0];"
+            " grid.train.l2 was [0, 0.0001234567, 0.1], now not in the grid; give",
+        ),
         (["--data-dir", other], "the examples of its data set are others"),
         (["--trials", 3], "--trials 3: the grid has 6 combinations"),
     ):
