@@ -227,7 +227,7 @@ def test_a_table_without_labels_is_noted_once(tmp_path, capsys):
     (tmp_path / "train.csv").write_text("0,1.5,2\n1,3,4\n")  # no bytes: it is begun anew
     (tmp_path / "test.csv").write_text("5,6\n")
     assert convert("csv", tmp_path, tmp_path / "shards") == {"train": 2}
-    assert capsys.readouterr().err.count("holds no labels") == 1
+    assert capsys.readouterr().err.count("holds no labels: its examples are left out") == 1
 
 
 @pytest.mark.parametrize(
@@ -614,6 +614,8 @@ def test_commands(tmp_path, run, folder):
     code, out, _ = run("data", "convert", folder, "--out", "own")
     assert code == 0 and out == "own: 300 train examples\nown: 60 test examples\n"
     assert run("data", "convert", folder, "--out", "own")[0] == 2
+    code, _, err = run("data", "convert", folder, "--out", "own/manifest.json")
+    assert code == 2 and "--out own/manifest.json: is a file; give a folder" in err
     code, _, err = run("data", "convert", "own", "--out", "other")
     assert code == 2 and "own is a shard folder already: train with --data" in err
     sets = ["train.epochs=3", "data.memory_mb=1", "data.valid=0.2", "train.batch_size=20"]

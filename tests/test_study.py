@@ -384,6 +384,7 @@ def test_bad_options_are_one_line(sweep, tmp_path):
         (["--storage", "sqlite:///no/such/folder.db"], "unable to open database file"),
         (["--storage", "c.toml/study.journal"], "c.toml/study.journal: "),
         (["--storage", "c.toml"], "c.toml: not a journal, or a damaged one"),
+        (["--storage", "."], "is a folder; give a file in it, as in "),
         (["--storage", "/proc/study.journal"], "--storage /proc/study.journal: "),
         (["--study", "s", "--set", "data.valid=0"], "a sweep chooses by validation data"),
     ):
