@@ -150,7 +150,7 @@ def _frame(axes: "Axes", size: int | None = 8) -> None:
     few enough entries to be read."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(axes.get_legend_handles_labels()[1]) <= 16:
+    if 0 < len(axes.get_legend_handles_labels()[1]) <= 16:
         axes.legend(frameon=False, fontsize=size)
 
 
@@ -632,7 +632,8 @@ def parameters(
         _searched(axes, low, high, log)
         axes.set_xlabel(name)
         _frame(axes)
-        axes.get_legend().remove()
+        if legend := axes.get_legend():
+            legend.remove()
     handles = {
         label: handle
         for axes in grid.flat

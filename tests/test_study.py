@@ -325,6 +325,12 @@ def test_the_picture_of_parameters_spans_what_was_searched(low, high, log, expec
     assert [text.get_text() for text in legend.get_texts()] == list(lines) and len(lines) == 3
 
 
+def test_pictures_of_nothing_but_failures():
+    rows = [row_of(0, "failed", None, 0.02)]
+    assert not plots.trials(rows, {0: []}, "title").axes[0].lines
+    assert not plots.parameters(rows, {"rate": (0.01, 1.0, True)}, "title").legends
+
+
 def test_words_are_not_joined_by_lines():
     def levels(*words):
         return [{"value": w, "mean": 0.5, "std": 0.1, "best": 0.6} for w in words]
