@@ -325,13 +325,25 @@ def show(
     print(path)
 
 
+def _found(source: str, data_dir: str | None) -> "tuple[str, str | dict[str, str] | None]":
+    """The name of a data set that is given as NAME|PATH, and its place."""
+    from .config import data_flags
+
+    flags = data_flags(source, data_dir)
+    file = flags.get("data.train")
+    return str(flags["data.name"]), {"train": file} if file else flags["data.dir"]
+
+
 data_app = typer.Typer(no_args_is_help=True, help="Data sets as files.")
 app.add_typer(data_app, name="data")
 
 
 @data_app.command("export-csv")
 def export_csv(
-    name: Annotated[str, typer.Argument(help="Data set: mnist, fashion-mnist, kmnist or idx.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME|PATH", help="A data set, or a folder of idx or CSV files."),
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("csv"),
     test: Annotated[
         float | None, typer.Option(help="The share of test.csv.", show_default="0.2")
@@ -353,7 +365,8 @@ def export_csv(
     share = None if keep_split else 0.2 if test is None else test
     if share is not None and not 0 < share < 1:
         raise InputError(f"--test {share:g}: must be between 0 and 1")
-    counts = data.export_csv(data.load(name, data_dir), out, seed, share)
+    dataset = data.load(*_found(name, data_dir))
+    counts = data.export_csv(dataset, out, seed, share)
     print("\n".join(f"{out / file}: {count:,} examples" for file, count in counts.items()))
 
 
@@ -370,12 +383,8 @@ def convert(
     Files of idx or CSV, plain or .gz, are read some examples at a time.
     """
     from . import data
-    from .config import data_flags
 
-    flags = data_flags(source, data_dir)
-    file = flags.get("data.train")
-    place = {"train": file} if file else flags["data.dir"]
-    counts = data.convert(str(flags["data.name"]), place, out)
+    counts = data.convert(*_found(source, data_dir), out)
     print("\n".join(f"{out}: {count:,} {part} examples" for part, count in counts.items()))
 
 
@@ -395,7 +404,8 @@ def generate(
     out: Annotated[Path, typer.Option(help="The folder to write to.")],
     samples: Annotated[int, typer.Option(help="How many training examples.")],
     from_: Annotated[
-        str, typer.Option("--from", metavar="NAME", help="The data set they are made from.")
+        str,
+        typer.Option("--from", metavar="NAME|PATH", help="The data set they are made from."),
     ] = "mnist",
     augment: Annotated[
         list[str] | None,
@@ -420,7 +430,7 @@ def generate(
         raise InputError(f"--samples {samples}: must be at least 1")
     chosen = data.Augment.parse(tuple(augment or ["elastic:36"]))
     assert chosen is not None
-    dataset = data.load(from_, data_dir, optional=("test",))
+    dataset = data.load(*_found(from_, data_dir), optional=("test",))
     show = sys.stderr.isatty() and not quiet
     with _counting(samples) if show else nullcontext(lambda count: None) as progress:
         data.generate(dataset, out, samples, chosen, seed, progress)

@@ -325,7 +325,8 @@ class Config:
         """A short name for each key of the grid."""
         short = {}
         for key, _ in self.grid:
-            short[key] = key.rpartition(".")[2]
+            # train.optimizer.name is the optimizer, data.name the data.
+            short[key] = key.removesuffix(".name").rpartition(".")[2]
             if match := re.fullmatch(r"model\.layers\.(\d+)\.([01])", key):
                 layer = self.model.layers[int(match[1])][0]
                 sizes = {"linear": "units", "conv2d": "channels"}
@@ -430,7 +431,8 @@ def data_flags(value: str | None, data_dir: str | None) -> dict[str, str | None]
     if not path.is_dir():
         raise InputError(f"--data {value}: neither a data set nor a file or folder")
     name = "csv" if any(path.glob("train.csv*")) or any(path.glob("test.csv*")) else "idx"
-    name = "shards" if (path / "manifest.json").is_file() else name
+    unfinished = name == "idx" and any(path.glob("*-[0-9]*-images.npy"))  # which is said later
+    name = "shards" if (path / "manifest.json").is_file() or unfinished else name
     return {"data.name": name, "data.dir": value}
 
 

@@ -150,7 +150,7 @@ def _frame(axes: "Axes", size: int | None = 8) -> None:
     few enough entries to be read."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(axes.get_legend_handles_labels()[1]) <= 16:
+    if 0 < len(axes.get_legend_handles_labels()[1]) <= 16:
         axes.legend(frameon=False, fontsize=size)
 
 
@@ -487,7 +487,9 @@ def marginals(factors: Mapping[str, Sequence[dict[str, Any]]], title: str) -> "F
         x = [i for i, _ in known]
         means = [100 * level["mean"] for _, level in known]
         stds = [100 * (level["std"] or 0) for _, level in known]
-        axes.errorbar(x, means, stds, marker="o", capsize=3, label="mean and std")
+        # A line would say that there is something between two words.
+        style = "-" if all(map(_is_number, (level["value"] for level in levels))) else ""
+        axes.errorbar(x, means, stds, marker="o", linestyle=style, capsize=3, label="mean and std")
         axes.plot(x, [100 * level["best"] for _, level in known], "x", color="C1", label="best")
         axes.set_xticks(range(len(levels)), [level["value"] for level in levels])
         axes.set_xlim(-0.5, len(levels) - 0.5)
@@ -498,6 +500,14 @@ def marginals(factors: Mapping[str, Sequence[dict[str, Any]]], title: str) -> "F
     for line in grid:
         line[0].set_ylabel("validation accuracy in %")
     return figure
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def heat_maps(
@@ -534,23 +544,29 @@ def heat_maps(
     return figure
 
 
+STATES: dict[str, dict[str, Any]] = {
+    "complete": {"marker": "o", "color": "C0"},
+    "pruned": {"marker": "o", "color": "0.6", "markerfacecolor": "none"},
+    "diverged": {"marker": "x", "color": "0.3"},
+}
+LEGEND = {"pruned": "pruned, at its accuracy then", "diverged": "diverged, without accuracy"}
+
+
 def trials(
     rows: Sequence[dict[str, Any]], curves: Mapping[int, Sequence[tuple[int, float]]], title: str
 ) -> "Figure":
     """The accuracy of each trial with the best so far, and of each epoch: `rows` have `trial`,
     `state` and `valid_accuracy` in [0, 1]; `curves` the epochs and accuracies of each trial."""
-    figure = _figure(10, 4.2, title)
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(10, 4.6, title)
     left, right = figure.subplots(1, 2)
-    ordered = sorted(rows, key=lambda row: row["trial"])
-    for state, style, color in (("complete", "o", "C0"), ("pruned", "x", "0.6")):
-        own = [r for r in ordered if r["state"] == state and r["valid_accuracy"] is not None]
-        points = [(row["trial"], 100 * row["valid_accuracy"]) for row in own]
-        if points:
-            left.plot(*zip(*points, strict=True), style, color=color, label=state)
-        if points and state == "complete":
-            places, values = zip(*points, strict=True)
-            best = np.maximum.accumulate(values)
-            left.plot(places, best, color="C1", drawstyle="steps-post", label="best so far")
+    _by_state(left, rows, "trial")
+    done = {r["trial"]: 100 * r["valid_accuracy"] for r in rows if r["state"] == "complete"}
+    if done:
+        places = range(min(done), max(row["trial"] for row in rows) + 1)
+        best = np.maximum.accumulate([done.get(place, 0.0) for place in places])
+        left.plot(places, best, color="C1", drawstyle="steps-post", label="best so far")
     left.set_xlabel("trial")
     left.set_ylabel("validation accuracy in %")
     states = {row["trial"]: row["state"] for row in rows}
@@ -558,35 +574,102 @@ def trials(
     for place, curve in sorted(curves.items(), key=lambda item: item[0] == top):  # the best on top
         if curve:
             epochs, values = zip(*curve, strict=True)
-            color = "C1" if place == top else "C0" if states.get(place) == "complete" else "0.7"
+            own = STATES.get(states.get(place, ""), {"color": "0.85"})["color"]
             right.plot(
-                epochs, 100 * np.array(values), color=color, linewidth=1.8 if place == top else 0.8,
+                epochs, 100 * np.array(values), color="C1" if place == top and done else own,
+                linewidth=1.8 if place == top else 0.8,
                 marker="o" if len(epochs) == 1 else None, markersize=3,
-                label="best" if place == top else None,
             )  # fmt: skip
     right.set_xlabel("epoch")
+    drawn = {states.get(place) for place, curve in curves.items() if curve}
+    colors = {state: style["color"] for state, style in STATES.items() if state in drawn}
+    for state, color in (colors | ({"best": "C1"} if done else {})).items():
+        right.plot([], [], color=color, label=state)
     for axes in (left, right):
-        _frame(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _frame_below(axes)
     return figure
 
 
-def parameters(rows: Sequence[dict[str, Any]], ranges: Mapping[str, bool], title: str) -> "Figure":
+def _by_state(axes: "Axes", rows: Sequence[dict[str, Any]], name: str) -> None:
+    """The accuracy of trials against a column, and those that diverged at the bottom."""
+    axes.margins(y=0.1)
+    for state, style in STATES.items():
+        own = [row for row in rows if row["state"] == state]
+        is_known = state != "diverged"
+        own = [row for row in own if not is_known or row["valid_accuracy"] is not None]
+        if own:
+            y = [100 * row["valid_accuracy"] if is_known else 0.03 for row in own]
+            place = axes.transData if is_known else axes.get_xaxis_transform()
+            axes.plot(
+                [row[name] for row in own], y, linestyle="", markersize=5, transform=place,
+                label=LEGEND.get(state, state), **style,
+            )  # fmt: skip
+
+
+def _frame_below(axes: "Axes") -> None:
+    """`_frame` with the legend under the panel, where no point is."""
+    _frame(axes)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(
+            frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16)
+        )
+
+
+def parameters(
+    rows: Sequence[dict[str, Any]], ranges: Mapping[str, tuple[float, float, bool]], title: str
+) -> "Figure":
     """The accuracy of each complete or pruned trial against each parameter that was drawn from a
-    range; `ranges` says of each whether on a log scale. `rows` as in `trials`."""
+    range, and where trials diverged; `ranges` has the ends of each, and whether it is on a log
+    scale. `rows` as in `trials`."""
     columns = min(3, len(ranges))
-    figure = _figure(4 * columns, 3.2 * -(-len(ranges) // columns) + 0.4, title)
+    figure = _figure(max(6, 4 * columns), 3.4 * -(-len(ranges) // columns) + 0.6, title)
     grid = figure.subplots(-(-len(ranges) // columns), columns, squeeze=False, sharey=True)
     for axes in grid.flat[len(ranges) :]:
         axes.axis("off")
-    for axes, (name, log) in zip(grid.flat, ranges.items(), strict=False):
-        for state, style, color in (("complete", "o", "C0"), ("pruned", "x", "0.6")):
-            own = [r for r in rows if r["state"] == state and r["valid_accuracy"] is not None]
-            x, y = [row[name] for row in own], [100 * row["valid_accuracy"] for row in own]
-            axes.plot(x, y, style, color=color, markersize=4, label=state if own else "")
-        if log:
-            axes.set_xscale("log")
+    for axes, (name, (low, high, log)) in zip(grid.flat, ranges.items(), strict=False):
+        _by_state(axes, rows, name)
+        _searched(axes, low, high, log)
         axes.set_xlabel(name)
         _frame(axes)
+        if legend := axes.get_legend():
+            legend.remove()
+    handles = {
+        label: handle
+        for axes in grid.flat
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        figure.legend(
+            handles.values(), handles, frameon=False, fontsize=8, ncols=3,
+            loc="outside lower center",
+        )  # fmt: skip
     for line in grid:
         line[0].set_ylabel("validation accuracy in %")
     return figure
+
+
+def _searched(axes: "Axes", low: float, high: float, log: bool) -> None:
+    """An axis of all values from `low` to `high`, with few enough ticks to be read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    whole = isinstance(low, int) and isinstance(high, int)
+    if not log:
+        room = 0.04 * (high - low)
+        axes.set_xlim(low - room, high + room)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
+        return
+    room = (high / low) ** 0.04
+    axes.set_xscale("log")
+    axes.set_xlim(low / room, high * room)
+    decades = np.log10(high / low)
+    if decades > 2.2:  # powers of ten, as matplotlib writes them
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+    else:
+        subs = (1.0, 2.0, 5.0) if decades <= 1.2 else (1.0, 3.0)
+        few = decades < 0.7
+        axes.xaxis.set_major_locator(
+            MaxNLocator(4, integer=whole) if few else LogLocator(subs=subs)
+        )
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())

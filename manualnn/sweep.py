@@ -259,27 +259,39 @@ def findings(points: Sequence[Point], margins: dict[str, list[dict[str, Any]]]) 
         text.append(f"{lost} diverged and count in no mean.")
     if best.accuracy is None:
         return " ".join([*text, "Lower the learning rates."])
-    text.append(f"Best: {best.label}, with {_percent(best.accuracy, best.std)}")
-    if len(points) > 1 and points[1].accuracy is not None:
-        gap = f"{100 * (best.accuracy - points[1].accuracy):.2f} points above"
-        text[-1] += f", {'level with' if gap.startswith('0.00') else gap} the next,"
-        text[-1] += f" {points[1].label}"
-    text[-1] += "."
-    for number, name in enumerate(_by_range(margins)):
-        levels = [level for level in margins[name] if level["mean"] is not None]
-        if len(levels) < 2:
-            continue
+    text.append(lead(points))
+    compared = {
+        name: levels
+        for name in _by_range(margins)
+        if len(levels := [x for x in margins[name] if x["mean"] is not None]) > 1
+    }
+    for number, (name, levels) in enumerate(compared.items()):
         means = "; ".join(
             f"{word(level['value'])}: {_percent(level['mean'], level['std'])}" for level in levels
         )
-        what = "matters most" if number == 0 else "moves the mean"
-        text.append(f"{name} {what}, by {100 * _range(levels):.2f} points ({means}).")
+        stds = [level["std"] for level in levels if level["std"] is not None]
+        unclear = bool(stds) and _range(levels) <= max(stds)
+        first = number == 0 and len(compared) > 1 and not unclear
+        text.append(f"{name} {'matters most' if first else 'moves the mean'}, by")
+        text[-1] += f" {100 * _range(levels):.2f} points{', no more than a deviation' * unclear}"
+        text[-1] += f" ({means})."
         values = [level["value"] for level in margins[name]]
         numeric = all(isinstance(value, int | float) for value in values)
         ends = {min(values), max(values)} - {0} if numeric and len(values) > 2 else set()
         if best.values[name] in ends and _range(levels) > 0.001:  # 0 has nothing beyond
             text.append(f"The best {name} is at the edge of the grid.")
     return " ".join(text)
+
+
+def lead(points: Sequence[Point]) -> str:
+    """A sentence on the first of ranked points, which has an accuracy, and the next."""
+    best = points[0]
+    assert best.accuracy is not None
+    text = f"Best: {best.label}, with {_percent(best.accuracy, best.std)}"
+    if len(points) > 1 and points[1].accuracy is not None:
+        gap = f"{100 * (best.accuracy - points[1].accuracy):.2f} points above"
+        text += f", {'level with' if gap.startswith('0.00') else gap} the next, {points[1].label}"
+    return f"{text}."
 
 
 def retrain(

@@ -136,7 +136,7 @@ input()
             write(folder)
         process.kill()
     assert len(list(folder.iterdir())) > 5
-    with pytest.raises(InputError, match=r"manifest\.json: cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"own is a shard folder without its manifest"):
         open_shards(folder)
     write(folder)
     assert len(open_shards(folder).images["train"]) == 1000
@@ -227,7 +227,7 @@ def test_a_table_without_labels_is_noted_once(tmp_path, capsys):
     (tmp_path / "train.csv").write_text("0,1.5,2\n1,3,4\n")  # no bytes: it is begun anew
     (tmp_path / "test.csv").write_text("5,6\n")
     assert convert("csv", tmp_path, tmp_path / "shards") == {"train": 2}
-    assert capsys.readouterr().err.count("holds no labels") == 1
+    assert capsys.readouterr().err.count("holds no labels: its examples are left out") == 1
 
 
 @pytest.mark.parametrize(
@@ -614,7 +614,10 @@ def test_commands(tmp_path, run, folder):
     code, out, _ = run("data", "convert", folder, "--out", "own")
     assert code == 0 and out == "own: 300 train examples\nown: 60 test examples\n"
     assert run("data", "convert", folder, "--out", "own")[0] == 2
-    assert run("data", "convert", "own", "--out", "other")[0] == 2
+    code, _, err = run("data", "convert", folder, "--out", "own/manifest.json")
+    assert code == 2 and "--out own/manifest.json: is a file; give a folder" in err
+    code, _, err = run("data", "convert", "own", "--out", "other")
+    assert code == 2 and "own is a shard folder already: train with --data" in err
     sets = ["train.epochs=3", "data.memory_mb=1", "data.valid=0.2", "train.batch_size=20"]
     layers = 'model.layers=[["linear", 16], ["relu"], ["linear", "classes"]]'
     arguments = [part for text in (*sets, layers) for part in ("--set", text)]
@@ -627,7 +630,23 @@ def test_commands(tmp_path, run, folder):
     assert run("show", "own")[0] == 0 and (tmp_path / "own.png").exists()
     assert run("reproduce", "trained")[0] == 0
     code, _, err = run("data", "export-csv", "shards", "--data-dir", "own")
-    assert code == 2 and "may be larger than memory" in err
+    assert code == 2 and "own: a shard folder may be larger than memory" in err
+    assert run("data", "export-csv", "own")[2] == err
+    code, out, err = run("data", "generate", "--from", folder, "--out", "made", "--samples", 20)
+    assert code == 0 and out == "made: 20 training and 60 test examples\n", err
     write_idx(folder / "train-images-idx3-ubyte", np.zeros((299, 6, 6)))
     code, _, err = run("data", "convert", folder, "--out", "other")
     assert code == 2 and "299 images in" in err and not (tmp_path / "other").exists()
+
+
+def test_what_is_no_shard_folder_is_said(tmp_path, run, folder):
+    wanted = "give one made by `data convert` or `data generate`"
+    for place, what in ((folder, "has no manifest.json"), (tmp_path / "x", "is not a folder")):
+        code, _, err = run("data", "verify", place)
+        assert (code, err.count("\n")) == (2, 1) and f"{place} {what}; {wanted}" in err
+    unfinished = write(tmp_path / "unfinished")
+    (unfinished / "manifest.json").unlink()
+    for arguments in (("data", "verify"), ("train", "--data")):
+        code, _, err = run(*arguments, unfinished)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "a shard folder without its manifest.json, interrupted or incomplete" in err

@@ -17,6 +17,7 @@ import torch
 from optuna.trial import TrialState
 
 from benchmarks import postgres
+from manualnn import plots
 from manualnn import study as studies
 from manualnn.config import Range, load_config, parse_config
 from manualnn.errors import InputError
@@ -161,7 +162,9 @@ def test_a_grid_is_covered_once_and_gives_what_a_plain_sweep_gives(sweep, tmp_pa
     assert result["complete"] == 6 and result["retried"] == 0
     assert [level["n"] for level in result["factors"]["l2"]] == [2, 2, 2]
     assert [level["n"] for level in result["factors"]["batch_size"]] == [3, 3]
-    assert " matters most" in out and "train the best: manualnn train runs/s/best.toml" in out
+    means = "batch_size moves the mean, by 0.00 points, no more than a deviation (16: 100.00"
+    assert means in result["findings"] and "most" not in out
+    assert "train the best: manualnn train runs/s/best.toml" in out
     best = load_config(folder / "best.toml")
     assert best.data.use_test and best.train.l2 == result["best"]["train.l2"]
     files = {path: path.read_bytes() for path in folder.glob("sweep.*")}
@@ -190,6 +193,8 @@ def test_a_sampler_draws_the_same_again(sweep, tmp_path, sampler):
         assert a == c  # a trial's values do not depend on the trials before
     rows = rows_of(tmp_path / "runs/a")
     rates = [float(row["learning_rate"]) for row in rows]
+    found = json.loads((tmp_path / "runs/a/sweep.json").read_text())["findings"]
+    assert "batch_size m" not in found  # its values were trained with other rates
     assert len(set(rates)) == 14 and all(1e-3 <= rate <= 1 for rate in rates)
     assert {type(int(row["units"])) for row in rows} == {int}
     assert (tmp_path / "runs/a/parameters.png").read_bytes().startswith(b"\x89PNG")
@@ -210,9 +215,10 @@ def test_bad_trials_are_pruned_and_the_others_do_not_notice(sweep, tmp_path):
     rows = {row["learning_rate"]: row for row in rows_of(tmp_path / "runs/pruned")}
     whole = {row["learning_rate"]: row for row in rows_of(tmp_path / "runs/whole")}
     assert rows["1e-06"]["state"] == "pruned" and rows["1e-06"]["epochs"] == "1"
-    assert "trial 7: pruned in epoch 1" in err and "1 more pruned by the median" in " ".join(
-        out.split()
-    )
+    out = " ".join(out.split())
+    assert "trial 7: pruned in epoch 1" in err
+    assert "8 trials, chosen by validation accuracy: 7 complete, 1 pruned. Best: " in out
+    assert "the next, learning_rate" in out and "the mean" not in out  # which pruned ones lack
     for rate, row in rows.items():
         if row["state"] == "complete":
             assert row["valid_loss"] == whole[rate]["valid_loss"]
@@ -256,9 +262,82 @@ def test_what_diverges_ends_as_pruned_and_what_is_impossible_fails(sweep, tmp_pa
     rows = rows_of(tmp_path / "runs/s")
     assert [row["state"] for row in rows] == ["complete", "diverged", "failed", "failed"]
     assert "diverged in epoch 1" in rows[1]["why"] and "has 2 outputs" in rows[2]["why"]
-    assert "1 diverged and count in no mean" in out and "2 failed." in " ".join(out.split())
+    assert "4 trials, chosen by validation accuracy: 1 complete, 1 diverged, 2 failed." in out
+    assert "Best: learning_rate 0.1" in out and "learning_rate m" not in out and " next" not in out
     code, out, err = sweep(grid, "--study", "s")
     assert code == 0 and "training" not in err  # what failed so is not tried again
+
+
+# --- Pictures
+
+
+def row_of(trial, state, accuracy, rate):
+    row = {"trial": trial, "state": state, "valid_accuracy": accuracy, "rate": rate}
+    return row | {"rank": trial + 1}
+
+
+ROWS = [
+    row_of(0, "complete", 0.8, 0.02),
+    row_of(1, "complete", 0.9, 0.03),
+    row_of(2, "pruned", 0.5, 0.04),
+    row_of(3, "diverged", None, 0.09),
+]
+
+
+def ticks(axis):
+    low, high = axis.get_view_interval()
+    places = [x for x in axis.get_majorticklocs() if low <= x <= high]
+    return axis.get_major_formatter().format_ticks(places)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_picture_of_trials_has_all_of_them(epochs):
+    curves = {0: [(1, 0.7), (2, 0.8)][:epochs], 1: [(1, 0.9)], 2: [(1, 0.5)], 3: []}
+    left, right = plots.trials(ROWS, curves, "title").axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in left.lines}
+    assert lines["best so far"] == [[0, 80], [1, 90], [2, 90], [3, 90]]
+    assert lines["pruned, at its accuracy then"] == [[2, 50]]
+    assert [x for x, _ in lines["diverged, without accuracy"]] == [3]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == list(lines)
+    names = [text.get_text() for text in right.get_legend().get_texts()]
+    assert names == ["complete", "pruned", "best"]
+    assert ticks(left.xaxis) == ["0", "1", "2", "3"]
+    assert ticks(right.xaxis) == ["1", "2"][:epochs]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "expected"),
+    [
+        (0.01, 0.1, True, ["0.01", "0.02", "0.05", "0.1"]),
+        (0.01, 1.0, True, ["0.01", "0.03", "0.1", "0.3", "1"]),
+        (0, 4, False, ["0", "1", "2", "3", "4"]),
+    ],
+)
+def test_the_picture_of_parameters_spans_what_was_searched(low, high, log, expected):
+    figure = plots.parameters(ROWS, {"rate": (low, high, log)}, "title")
+    [axes] = figure.axes
+    assert ticks(axes.xaxis) == expected
+    assert axes.get_xlim()[0] < low and axes.get_xlim()[1] > high
+    assert not any(axes.xaxis.get_minor_formatter().format_ticks(axes.xaxis.get_minorticklocs()))
+    lines = {line.get_label(): line.get_xdata().tolist() for line in axes.lines}
+    assert lines["diverged, without accuracy"] == [0.09]
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(lines) and len(lines) == 3
+
+
+def test_pictures_of_nothing_but_failures():
+    rows = [row_of(0, "failed", None, 0.02)]
+    assert not plots.trials(rows, {0: []}, "title").axes[0].lines
+    assert not plots.parameters(rows, {"rate": (0.01, 1.0, True)}, "title").legends
+
+
+def test_words_are_not_joined_by_lines():
+    def levels(*words):
+        return [{"value": w, "mean": 0.5, "std": 0.1, "best": 0.6} for w in words]
+
+    figure = plots.marginals({"a": levels("sgd", "adam"), "b": levels("0", "1e-4")}, "title")
+    styles = [axes.containers[0].lines[0].get_linestyle() for axes in figure.axes]
+    assert styles == ["None", "-"]
 
 
 # --- What is refused
@@ -274,6 +353,11 @@ def test_another_sweep_under_the_same_name_is_refused(sweep, tmp_path):
         (["--grid", "train.l2=[0, 1]"], "grid.train.l2 was [0, 0.0001234567, 0.1], now [0, 1]"),
         (["--sampler", "random"], "--sampler was 'grid', now 'random'"),
         (["--no-prune"], "--no-prune was False, now True"),
+        (
+            ["--no-prune", "--grid", "train.l1=[0]", "--set", "train.l2=0"],
+            "--no-prune was False, now True; grid.train.l1 was not in the grid, now [0];"
+            " grid.train.l2 was [0, 0.0001234567, 0.1], now not in the grid; give",
+        ),
         (["--data-dir", other], "the examples of its data set are others"),
         (["--trials", 3], "--trials 3: the grid has 6 combinations"),
     ):
@@ -306,6 +390,7 @@ def test_bad_options_are_one_line(sweep, tmp_path):
         (["--storage", "sqlite:///no/such/folder.db"], "unable to open database file"),
         (["--storage", "c.toml/study.journal"], "c.toml/study.journal: "),
         (["--storage", "c.toml"], "c.toml: not a journal, or a damaged one"),
+        (["--storage", "."], "is a folder; give a file in it, as in "),
         (["--storage", "/proc/study.journal"], "--storage /proc/study.journal: "),
         (["--study", "s", "--set", "data.valid=0"], "a sweep chooses by validation data"),
     ):

@@ -81,6 +81,13 @@ def test_whole_layers_and_tables_as_values(tmp_path):
     assert runs[0].train.optimizer.learning_rate == 0.1  # of the config, as the grid is silent
 
 
+def test_a_name_is_called_as_what_it_names(tmp_path, config):
+    grid = ['train.optimizer.name=["sgd", "adam"]', "train.optimizer.momentum=[0, 0.5]"]
+    named = load_config(tmp_path / "c.toml", grid=grid)
+    assert named.factors()["train.optimizer.name"] == "optimizer"
+    assert named.expand().members()[0].label.endswith("optimizer sgd, momentum 0")
+
+
 def test_set_takes_a_key_out_of_the_grid(tmp_path, config):
     path = tmp_path / "c.toml"
     for key in ("train.batch_size", "train.optimizer.learning_rate"):
@@ -234,6 +241,17 @@ def test_the_findings_claim_what_the_numbers_hold():
     assert "edge" not in said([point(0.1, l2, 0.9 - l2) for l2 in (0, 0.1, 0.2)])  # 0: no further
     text = said([point(0.1, 0, 0.9, 0.4), point(0.2, 0, 0.9, 0.3)])
     assert "Best: 0.2, 0, with 90.00 %, level with the next, 0.1, 0." in text
+
+
+def test_a_factor_matters_most_only_beside_others_and_beyond_the_deviations():
+    values = ((0.1, 0, 0.5), (0.1, 1, 0.52), (0.2, 0, 0.9), (0.2, 1, 0.92))
+    text = said([point(*x) for x in values])
+    assert "learning_rate matters most, by 40.00 points (" in text
+    assert "l2 moves the mean, by 2.00 points, no more than a deviation (" in text
+    text = said([point(rate, 0, accuracy) for rate, l2, accuracy in values if not l2])
+    assert "learning_rate moves the mean, by 40.00 points (" in text and "most" not in text
+    text = said([point(0.1, 0, 0.5), point(0.1, 1, 0.9), point(0.2, 0, 0.9), point(0.2, 1, 0.6)])
+    assert "most" not in text and text.count("no more than a deviation") == 2
 
 
 def test_heat_maps_are_of_the_factors_that_matter_most(config, monkeypatch, tmp_path):

@@ -34,7 +34,9 @@ def convert(
 
     Numbers that are no bytes become float32; those of a table that are not images remain (M - 1,).
     """
-    if name not in NAMES or name == "shards":
+    if name == "shards":
+        raise InputError(f"{place or name} is a shard folder already: train with --data")
+    if name not in NAMES:
         raise InputError(f"data set {name!r} cannot be converted; {hint(name, NAMES[:-1])}")
     if name != "csv":
         assert not isinstance(place, Mapping)

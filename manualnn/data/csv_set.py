@@ -74,7 +74,8 @@ def has_labels(
     left out, with a note. Raises InputError where the columns do not fit."""
     path, columns = files[part], table.shape[1]
     if part == "test" and columns == expected - 1:
-        print(f"note: {path}: holds no labels, so nothing is measured on it", file=sys.stderr)
+        said = "holds no labels: its examples are left out, and nothing is measured on them"
+        print(f"note: {path}: {said}", file=sys.stderr)
         return False
     if expected and columns != expected:
         raise InputError(

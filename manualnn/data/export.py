@@ -31,7 +31,9 @@ def export_csv(
     parts = [part for part in (dataset.train, dataset.test) if part is not None]
     images = [part.images for part in parts if isinstance(part.images, Tensor)]
     if len(images) < len(parts):
-        raise InputError(f"{dataset.name}: may be larger than memory, and is not written as CSV")
+        raise InputError(
+            f"{dataset.where}: a shard folder may be larger than memory, and is not written as CSV"
+        )
     features = torch.cat([part.flatten(1) for part in images])
     labels = torch.cat([part.labels for part in parts])
     order = torch.randperm(len(labels), generator=generator(seed, EXPORT_STREAM))

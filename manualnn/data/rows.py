@@ -313,12 +313,23 @@ def _check_file(path: Path, count: int, example: tuple[int, ...]) -> tuple[torch
     return known[dtype.str], offset
 
 
+def _not_shards(folder: Path) -> str:
+    """What a path without a manifest is."""
+    if any(folder.glob("*-images.npy")):
+        what = f"a shard folder without its {MANIFEST}, interrupted or incomplete"
+        return f"{folder} is {what}; make it again"
+    what = f"has no {MANIFEST}" if folder.is_dir() else "is not a folder"
+    return f"{folder} {what}; give one made by `data convert` or `data generate`"
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     """A manifest whose every value is of the type and in the range that is needed."""
     try:
         if file_size(path) > LARGEST:
             raise InputError(f"{path}: is too long to be a manifest")
         manifest = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(_not_shards(path.parent)) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except InputError:

@@ -121,6 +121,8 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         with writing(f"--out {self.folder}"):
+            if self.folder.is_file():
+                raise InputError(f"--out {self.folder}: is a file; give a folder, new or empty")
             self._made = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
             self._check()

@@ -13,8 +13,10 @@ from .. import plots
 from ..config import Config, Range, word
 from ..experiment import to_json
 from ..files import write_csv, write_text, writing
-from ..sweep import Point, findings, margin, order, table
+from ..sweep import Point, findings, lead, margin, order, table
 from .queue import outcome, places, point_of
+
+STATES = ("complete", "pruned", "diverged", "failed")
 
 
 def summarise(study: Study, config: Config, total: int, folder: Path) -> dict[str, Any]:
@@ -42,8 +44,7 @@ def summarise(study: Study, config: Config, total: int, folder: Path) -> dict[st
         for key, values in config.grid
         if not isinstance(values, Range)
     }
-    states = ("complete", "pruned", "diverged", "failed")
-    counts = {state: sum(row["state"] == state for row in rows) for state in states}
+    counts = {state: sum(row["state"] == state for row in rows) for state in STATES}
     done = [row for row in rows if row["state"] == "complete"]
     result: dict[str, Any] = {
         "study": study.study_name,
@@ -53,7 +54,9 @@ def summarise(study: Study, config: Config, total: int, folder: Path) -> dict[st
         "rows": rows,
         "factors": factors,
         "best": {key: done[0][names[key]] for key in names} if done else None,
-        "findings": _findings(points, factors, counts, bool(done)),
+        "findings": findings(points, factors)
+        if _is_whole_grid(config, points, counts)
+        else _findings(points, counts),
     }
     with writing(str(folder)):
         write_csv(folder / "sweep.csv", list(rows[0]), (list(row.values()) for row in rows))
@@ -98,7 +101,7 @@ def short(row: dict[str, Any]) -> dict[str, Any]:
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:
     """Complete trials first, by accuracy and then loss; then those that were pruned the latest."""
-    kind = ("complete", "pruned", "diverged", "failed").index(row["state"])
+    kind = STATES.index(row["state"])
     epochs = -(row["epochs"] or 0) if kind else 0
     loss = math.inf if row["valid_loss"] is None else row["valid_loss"]
     return kind, epochs, -(row["valid_accuracy"] or 0), loss, row["trial"]
@@ -118,17 +121,22 @@ def _point(row: dict[str, Any], names: list[str]) -> Point:
     )
 
 
-def _findings(
-    points: Sequence[Point], factors: dict[str, Any], counts: dict[str, int], any_done: bool
-) -> str:
-    text = [findings(points, factors)] if points else []
-    if counts["pruned"]:
-        text.append(f"{counts['pruned']} more pruned by the median; they count in no mean.")
-    if counts["failed"]:
-        text.append(f"{counts['failed']} failed.")
-    if not any_done:
-        text.append("No trial is complete.")
-    return " ".join(text)
+def _is_whole_grid(config: Config, points: Sequence[Point], counts: dict[str, int]) -> bool:
+    """Whether each combination of lists is complete, and once: only then do means over the trials
+    that have a value compare it with another. Else they differ in what was drawn or left out."""
+    lists = [values for _, values in config.grid if not isinstance(values, Range)]
+    if len(lists) < len(config.grid):
+        return False
+    there = {str(point.values) for point in points}
+    combinations = math.prod(map(len, lists))
+    return counts["complete"] == sum(counts.values()) == combinations == len(there)
+
+
+def _findings(points: Sequence[Point], counts: dict[str, int]) -> str:
+    """The best trial, and what became of the others."""
+    states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    text = f"{sum(counts.values())} trials, chosen by validation accuracy: {states}."
+    return f"{text} {lead(points) if counts['complete'] else 'No trial is complete.'}"
 
 
 def _best(config: Config, point: dict[str, Any]) -> Config:
@@ -159,6 +167,10 @@ def _draw(
         if trial is not None
     }
     plots.save(plots.trials(rows, curves, title), folder / "trials.png")
-    ranges = {names[key]: values.log for key, values in config.grid if isinstance(values, Range)}
+    ranges = {
+        names[key]: (values.low, values.high, values.log)
+        for key, values in config.grid
+        if isinstance(values, Range)
+    }
     if ranges:
         plots.save(plots.parameters(rows, ranges, title), folder / "parameters.png")

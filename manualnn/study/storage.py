@@ -196,6 +196,9 @@ def _faults(path: Path) -> Iterator[None]:
     """Make what goes wrong with a journal into an InputError."""
     try:
         yield
+    except IsADirectoryError:
+        what = f"is a folder; give a file in it, as in {path / 'study.journal'}"
+        raise InputError(f"--storage {path}: {what}") from None
     except OSError as error:
         raise InputError(f"--storage {path}: {error.strerror or error}") from None
     except RuntimeError:  # another worker took it after 30 seconds

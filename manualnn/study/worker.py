@@ -225,19 +225,21 @@ class Worker:
         return False
 
     def _check(self) -> None:
-        """Raise InputError with the first key in which the study is not what this worker does."""
-        theirs = self.study.user_attrs[SETTINGS]
-        for key in sorted(theirs | self._settings):
-            had, has = theirs.get(key), self._settings.get(key)
-            if had != has:
-                if key == "data":
-                    what = "the examples of its data set are others than those here"
-                else:
-                    what = f"{key} was {had!r}, now {has!r}"
-                raise InputError(
-                    f"--study {self.name}: {self.where} has it with other settings: {what}; give"
-                    " the options that it began with, or another --study"
-                )
+        """Raise InputError with the keys in which the study is not what this worker does."""
+        theirs, own = self.study.user_attrs[SETTINGS], self._settings
+        others = []
+        for key in sorted(theirs | own):
+            if key == "data" and theirs.get(key) != own[key]:
+                others.append("the examples of its data set are others than those here")
+            elif theirs.get(key) != own.get(key):
+                none = "not in the grid" if key.startswith("grid.") else "not set"
+                had, has = (repr(x[key]) if key in x else none for x in (theirs, own))
+                others.append(f"{key} was {had}, now {has}")
+        if others:
+            raise InputError(
+                f"--study {self.name}: {self.where} has it with other settings:"
+                f" {'; '.join(others)}; give the options that it began with, or another --study"
+            )
 
     def _fill(self, at_once: bool) -> None:
         """Put trials into the queue until there are as many as the study is to have. Who did not
