@@ -2,13 +2,15 @@
 
     python -m benchmarks.stream --samples 8000000 [--data DIR] [--in-memory 400000] [--rounds 2]
 
-Without --data a folder of that many samples is made from MNIST, in --work, and removed. Each side
-trains the default network for an epoch in a process of its own, in alternating order; the side in
-memory with as many samples as are asked for, several epochs. Rates count all of an epoch: drawing
-its order, too, and waiting for the first window. --shuffle prints what the shuffle is like, alone.
+Without --data a folder of that many samples is made from MNIST, in --work, and removed. The default
+network is trained on it for an epoch in a process of its own, whose resident memory is looked at
+each second. Then, in another process, trainings on it and on --in-memory samples take turns of some
+hundred steps: the speed of a machine may change more in a minute than what is to be measured.
+--shuffle prints what the shuffle is like, alone.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -24,9 +26,12 @@ from manualnn.config import load_config
 from manualnn.data import ShardWriter, load, open_shards, prepare
 from manualnn.data.stream import Plan, quality
 from manualnn.network import Network
+from manualnn.steps import threads
 from manualnn.training import Progress, Training
 
 from .results import machine, table, write_section
+
+STEPS = 400  # of a turn, batches of 128
 
 
 def make(folder: Path, samples: int, block: int = 20_000) -> None:
@@ -47,38 +52,53 @@ def status(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
 
 
-def train(folder: Path, samples: int, epochs: int, memory_mb: int, streamed: bool) -> dict:
-    """Samples per second of each epoch, and the resident memory at each second of them, in MB."""
-    base = status("VmRSS")
-    [population] = load_config("mnist-mlp", [f"train.epochs={epochs}"]).populations()
+def training(folder: Path, samples: int, memory_mb: int, streamed: bool) -> Training:
+    """The default network's, on the first samples of a folder."""
+    [population] = load_config("mnist-mlp", ["train.epochs=1"]).populations()
     shards = open_shards(folder, ("train",))
     rows = shards.images["train"].first(samples)
-    images = rows if streamed else rows[:]
     labels = shards.labels["train"][:samples]
-    data = prepare((images, labels), None, memory_mb=memory_mb)
-    del images
+    data = prepare((rows if streamed else rows[:], labels), None, memory_mb=memory_mb)
     network = Network(population.layers(), data.shape, 10)
-    settings = population.config.train
-    training = Training(network, data, settings, list(population.replicas), "he")
-    rates, resident, last = [], [], 0.0
-    begin = end = time.perf_counter()
-    for event in training.run():
+    return Training(network, data, population.config.train, list(population.replicas), "he")
+
+
+def epoch(folder: Path, samples: int, memory_mb: int) -> dict:
+    """Samples per second of an epoch, and the resident memory at each second of it, in MB."""
+    base = status("VmRSS")
+    made = training(folder, samples, memory_mb, True)
+    resident, last = [], 0.0
+    for event in made.run():
         now = time.perf_counter()
-        if isinstance(event, Progress):
-            end = now
-            if now - last >= 1:
-                resident.append(round(status("VmRSS")))
-                last = now
-        elif isinstance(event, list):
-            rates.append(len(data.train) / (end - begin))
-            begin = time.perf_counter()
-    figures = {"rates": rates, "loss": training.records[-1].train_loss, "resident": resident}
+        if isinstance(event, Progress) and now - last >= 1:
+            resident.append(round(status("VmRSS")))
+            last = now
+    record = made.records[-1]
+    figures = {"rate": samples / record.seconds, "loss": record.train_loss, "resident": resident}
     return figures | {"base": base, "peak": status("VmHWM")}
 
 
-def child(*arguments: object) -> dict:
-    """`train` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.stream", "--child", *map(str, arguments)]
+def alternate(folder: Path, samples: int, memory_mb: int, few: int, rounds: int) -> dict:
+    """Seconds of both sides for each round of as many steps, the first two left out."""
+    with threads(torch.get_num_threads()):  # those that start here have its settings
+        sides = {
+            "stream": training(folder, samples, memory_mb, True),
+            "memory": training(folder, few, 0, False),
+        }
+    batches = {name: itertools.cycle(list(side.batches(1))) for name, side in sides.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 2):
+        for name in sorted(sides, reverse=number % 2 == 0):
+            some = list(itertools.islice(batches[name], STEPS))
+            begin = time.perf_counter()
+            sides[name]._steps(some)
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: found[2:] for name, found in seconds.items()}
+
+
+def child(work: str, *arguments: object) -> dict:
+    """What `work` gives in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.stream", "--child", work, *map(str, arguments)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return json.loads(output)
 
@@ -106,14 +126,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--in-memory", type=int, default=400_000)
     parser.add_argument("--memory-mb", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--shuffle", action="store_true")
     parser.add_argument("--write", action="store_true", help="a section of benchmarks/RESULTS.md")
-    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        folder, *numbers = options.child
-        print(json.dumps(train(Path(folder), *map(int, numbers))))
+        work, folder, *numbers = options.child
+        measure = {"epoch": epoch, "alternate": alternate}[work]
+        print(json.dumps(measure(Path(folder), *map(int, numbers))))
         return
     lines = [shuffle(options.samples, options.memory_mb)]
     print(lines[0], flush=True)
@@ -126,24 +147,25 @@ def main(arguments: list[str] | None = None) -> None:
             make(folder, options.samples)
         samples = min(options.samples, len(open_shards(folder, ("train",)).images["train"]))
         few = min(samples, options.in_memory)
-        sides = {"stream": (samples, 1, options.memory_mb, 1), "memory": (few, 3, 0, 0)}
-        runs: dict[str, list[dict]] = {name: [] for name in sides}
-        for number in range(options.rounds):
-            for name in sorted(sides, reverse=number % 2 == 0):
-                runs[name].append(child(folder, *sides[name]))
-                last = runs[name][-1]
-                print(name, last["rates"], f"loss {last['loss']:.4f}, peak {last['peak']:,.0f} MB")
-        rates = {name: statistics.median(rate for run in found for rate in run["rates"])
-                 for name, found in runs.items()}  # fmt: skip
+        found = child("epoch", folder, samples, options.memory_mb)
+        late = found["resident"][len(found["resident"]) // 2 :] or [round(found["peak"])]
+        lines.append(
+            f"One epoch of {samples:,} samples, {options.memory_mb} MB for images: resident at most"
+            f" {found['peak']:,.0f} MB ({found['base']:,.0f} before any data), {min(late):,} to"
+            f" {max(late):,} MB in its second half; {found['rate']:,.0f} samples/s."
+        )
+        print(lines[-1], flush=True)
+        turns = child("alternate", folder, samples, options.memory_mb, few, options.rounds)
         rows = []
-        for name, (count, *_) in sides.items():
-            resident = [run["resident"][len(run["resident"]) // 2 :] for run in runs[name]]
-            late = [value for values in resident for value in values]
-            rows.append((name, f"{count:,}", f"{rates[name]:,.0f}",
-                         f"{rates[name] / rates['memory']:.3f}",
-                         f"{max(run['peak'] for run in runs[name]):,.0f}",
-                         f"{min(late):,} to {max(late):,}" if late else "-"))  # fmt: skip
-        heads = ("", "samples", "samples/s", "ratio", "peak MB", "MB in the second half")
+        for name, count in (("stream", samples), ("memory", few)):
+            rates = [STEPS * 128 / seconds for seconds in turns[name]]
+            shares = [a / b for a, b in zip(turns["memory"], turns[name], strict=True)]
+            rows.append((name, f"{count:,}", f"{statistics.median(rates):,.0f}",
+                         f"{min(rates):,.0f} to {max(rates):,.0f}",
+                         f"{statistics.median(shares):.3f}",
+                         f"{sum(turns['memory']) / sum(turns[name]):.3f}"))  # fmt: skip
+        heads = ("", "samples", "samples/s, median", "from, to", "of memory's, median of the turns",
+                 "by the sums")  # fmt: skip
         lines.append(table(heads, rows))
         print(lines[-1])
         if options.write:
