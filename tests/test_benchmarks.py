@@ -92,5 +92,6 @@ def test_stream(capsys):
     arguments = ["--samples", "20000", "--in-memory", "4000", "--memory-mb", "2", "--rounds", "1"]
     stream.main(arguments)
     out = capsys.readouterr().out
-    assert re.search(r"\| stream \| 20,000 \| [\d,]+ \| [\d,]+ to [\d,]+ \| \d+\.\d+ \| \d+\.\d+ \|", out)
+    assert re.search(r"resident at most [\d,]+ MB", out)
+    assert re.search(r"\| stream \| 20,000 \| [\d,]+ \| [\d,]+ to [\d,]+ \| \d+\.\d+ \|", out)
     assert re.search(r"\| 2 MB \| 16 \| 83 \| 16 \| [+-]0\.\d+ \| [12]\.\d+ \|", out)
