@@ -262,9 +262,11 @@ class Steps:
                 raise RuntimeError(f"the processes trained on {counted} samples of {expected}")
 
     def _step(self, index: Tensor, number: int) -> None:
-        whole = index.shape[1]
-        own = distributed.portion(whole) if self.together else slice(0, whole)
-        index, count = index[:, own], own.stop - own.start
+        count = whole = index.shape[1]
+        own = slice(0, whole)
+        if self.together:
+            own = distributed.portion(whole)
+            index, count = index[:, own], own.stop - own.start
         if whole not in self._batches:
             batch = Batch(index, self.data, self.network, own.start, whole)
             self._batches[whole] = self._prepare(batch)
