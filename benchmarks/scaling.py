@@ -61,7 +61,7 @@ GPUS = {
     "8 GPUs, one machine": {"processes": 8, "latency": 2e-6, "bandwidth": 370e9},
     "128 GPUs, 16 machines": {"processes": 128, "latency": 5e-7, "bandwidth": 45e9},
 }
-GPU_FIXED, GPU_FLOPS = 60e-6, 30e12  # seconds of a step's launches; products in float32 with tf32
+GPU_FLOPS = 30e12  # products in float32 with tf32
 
 
 def training(layers: tuple, batch_size: int, rows: int) -> Training:
