@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,18 +156,18 @@ def differences(out: Path, whole: Path) -> list[str]:
     return faults + [f"{out.name}: {name} is left over" for name in left]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50, help="of all works together")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    draw, failed = random.Random(options.seed), False
-    for work in WORKS:
+def kill_all(
+    works: Iterable[str], kills: int, seed: int, run: Callable[..., Outcome], done: str
+) -> None:
+    """`run` each work with its share of the kills, say what was `done`, and exit 1 where there are
+    faults."""
+    works, draw, failed = list(works), random.Random(seed), False
+    for work in works:
         with tempfile.TemporaryDirectory() as folder:
             begin = time.monotonic()
-            outcome = run(work, -(-options.kills // len(WORKS)), draw, Path(folder))
+            outcome = run(work, -(-kills // len(works)), draw, Path(folder))
         print(
-            f"{work}: {outcome.kills} kills ({outcome.writing} while a file was written),"
+            f"{work}: {outcome.kills} {done} ({outcome.writing} while a file was written),"
             f" {outcome.runs} runs to the end, {len(outcome.faults)} faults,"
             f" {time.monotonic() - begin:.0f} s",
             flush=True,
@@ -175,6 +176,14 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"  {fault}")
         failed |= bool(outcome.faults)
     sys.exit(failed)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50, help="of all works together")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    kill_all(WORKS, options.kills, options.seed, run, "kills")
 
 
 if __name__ == "__main__":

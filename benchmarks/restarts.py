@@ -12,13 +12,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from .kill import Outcome, command, differences, faults_in, stamp, writes
+from .kill import Outcome, command, differences, faults_in, kill_all, stamp, writes
 
 WORKS = ("mlp", "population")
 
@@ -31,7 +30,9 @@ def torchrun(processes: int, work: str, out: Path, restarts: int, *more: str) ->
     return [python, *launch, f"--max-restarts={restarts}", *train]
 
 
-def run(processes: int, work: str, kills: int, draw: random.Random, folder: Path, *more: str):
+def run(
+    processes: int, work: str, kills: int, draw: random.Random, folder: Path, *more: str
+) -> Outcome:
     """Train `work` without a break, then with `kills` kills in one run or several."""
     outcome, whole = Outcome(), folder / "whole"
     launch = torchrun(processes, work, whole, 0, *more)
@@ -88,22 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    draw, failed = random.Random(options.seed), False
-    for work in WORKS:
-        with tempfile.TemporaryDirectory() as folder:
-            begin = time.monotonic()
-            kills = -(-options.kills // len(WORKS))
-            outcome = run(options.processes, work, kills, draw, Path(folder))
-        print(
-            f"{work}, {options.processes} processes: {outcome.kills} workers killed"
-            f" ({outcome.writing} while a file was written), {outcome.runs} runs to the end,"
-            f" {len(outcome.faults)} faults, {time.monotonic() - begin:.0f} s",
-            flush=True,
-        )
-        for fault in outcome.faults:
-            print(f"  {fault}")
-        failed |= bool(outcome.faults)
-    sys.exit(failed)
+    done = f"workers of {options.processes} killed"
+    kill_all(WORKS, options.kills, options.seed, partial(run, options.processes), done)
 
 
 if __name__ == "__main__":
