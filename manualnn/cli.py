@@ -302,18 +302,14 @@ def show(
 ) -> None:
     """Show examples of each class as one picture, a row for each class."""
     from . import show as showing
-    from .config import data_flags
 
     if split not in ("train", "test"):
         raise InputError(f"--split {split}: use train or test")
     if examples < 1:
         raise InputError(f"--examples {examples}: must be at least 1")
-    flags = data_flags(data, data_dir)
-    name, file = str(flags["data.name"]), flags.get("data.train")
     names = tuple(part.strip() for part in class_names.split(",")) if class_names else None
     figure = showing.show(
-        name,
-        {split: file} if file else flags["data.dir"],
+        *_found(data, data_dir, split),
         split,
         names,
         examples,
@@ -325,13 +321,15 @@ def show(
     print(path)
 
 
-def _found(source: str, data_dir: str | None) -> "tuple[str, str | dict[str, str] | None]":
-    """The name of a data set that is given as NAME|PATH, and its place."""
+def _found(
+    source: str, data_dir: str | None, part: str = "train"
+) -> "tuple[str, str | dict[str, str] | None]":
+    """The name of a data set that is given as NAME|PATH, and its place; of a file as that part."""
     from .config import data_flags
 
     flags = data_flags(source, data_dir)
     file = flags.get("data.train")
-    return str(flags["data.name"]), {"train": file} if file else flags["data.dir"]
+    return str(flags["data.name"]), {part: file} if file else flags["data.dir"]
 
 
 data_app = typer.Typer(no_args_is_help=True, help="Data sets as files.")
@@ -560,7 +558,7 @@ def sweep(
     run = experiment.Run(sweeping.configure(gridded, name), out, device, resume)
     _follow(run, quiet)
     result = distributed.on_main(lambda: sweeping.summarise(run.folder, gridded))
-    if not json_ and FIRST:
+    if not json_:
         print("\n".join(sweeping.table(result["rows"], most)))
         print(f"\n{textwrap.fill(result['findings'], 100)}\n")
         names = ("sweep.csv", "sweep.json", "marginals.png", "heatmaps.png", "best-curves.png")

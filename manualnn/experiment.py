@@ -207,8 +207,7 @@ class Run:
         self.seconds, self.samples = 0.0, 0
         self.sizes: list[list[int]] = []  # of each population the numbers of networks at once
         self.data_digests: list[str] = []
-        self._digested: Dataset | None = None
-        self._agreed: Dataset | None = None
+        self._digested: tuple[Dataset, str] | None = None
         self._held: FileLock | None = None
         found = distributed.on_main(self._last_checkpoint) if held else None
         state = distributed.together(lambda: self._restore(*found)) if found else None
@@ -331,9 +330,8 @@ class Run:
         if self.__dict__.pop("training", None):  # the memory of the last, before that of the next
             gc.collect()
         self.training, self.dataset = self._alike(build, self.populations[self.number])
-        if distributed.world() > 1 and self._agreed is not self.dataset:
-            self._agreed = self.dataset
-            distributed.agree({"data set": data_digest(self.dataset)})
+        if distributed.world() > 1:
+            distributed.agree({"data set": self._data_digest()})
         distributed.spread(self.training.network.theta)
 
     def stop(self) -> None:
@@ -485,12 +483,16 @@ class Run:
         self.samples += training.epoch_samples * len(training.replicas) * training.epoch
         self.number += 1
 
+    def _data_digest(self) -> str:
+        """The current data set's, computed once."""
+        if self._digested is None or self._digested[0] is not self.dataset:
+            self._digested = self.dataset, data_digest(self.dataset)
+        return self._digested[1]
+
     def note_data(self) -> None:
         """Put the current data set's digest into the list, unless it is there."""
-        if self._digested is not self.dataset:
-            self._digested, found = self.dataset, data_digest(self.dataset)
-            if found not in self.data_digests:
-                self.data_digests.append(found)
+        if (found := self._data_digest()) not in self.data_digests:
+            self.data_digests.append(found)
 
     def _weights_path(self, row: dict[str, Any]) -> Path:
         if not self.several:

@@ -51,15 +51,20 @@ def finish(process):
     return process.returncode, out, err
 
 
-def group(*arguments, **more):
-    """Two processes as torchrun starts them, without its agent: what became of each."""
+def members(*arguments, **more):
+    """Two processes as torchrun starts them, without its agent."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     command = [sys.executable, "-m", *map(str, arguments)]
     ranks = [meet | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | more for rank in (0, 1)]
-    processes = [start(command, **rank) for rank in ranks]
+    return [start(command, **rank) for rank in ranks]
+
+
+def group(*arguments):
+    """What became of two `members`."""
+    processes = members(*arguments)
     try:
         return [finish(process) for process in processes]
     finally:
@@ -176,15 +181,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path):
 
 def test_a_peer_that_hangs_is_named_after_the_time_out(tmp_path):
     command = ["tests.astray", "hang", "train", "--out", tmp_path / "out", "--quiet", *options()]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    first, second = (
-        start([sys.executable, "-m", *map(str, command)], **meet,
-              RANK=str(rank), LOCAL_RANK=str(rank), MANUALNN_TIMEOUT="6")
-        for rank in (0, 1)
-    )  # fmt: skip
+    first, second = members(*command, MANUALNN_TIMEOUT="6")
     try:
         code, _, err = finish(first)
         assert second.poll() is None

@@ -72,12 +72,7 @@ def read_table(path: Path) -> tuple[Tensor, list[str] | None]:
     uint8 where all are whole numbers from 0 to 255, as pixels are, else float32. Raises InputError
     with the line and the column of what is no finite number, or of a line of another length.
     """
-    try:
-        _, first = next(_lines(path), (0, ""))
-    except UNREADABLE as error:
-        raise InputError(f"{path}: cannot be read as text: {_reason(error)}") from None
-    names = _fields(first)
-    header = names if _is_header(names) else None
+    _, header = _first_line(path)
     values = torch.from_numpy(_values(path, header))
     if header and (own := _label_column(header)):
         order = [own, *(i for i in range(len(header)) if i != own)]
@@ -88,18 +83,23 @@ def read_table(path: Path) -> tuple[Tensor, list[str] | None]:
 def read_blocks(path: Path, most: int) -> tuple[list[str] | None, Iterator[Tensor]]:
     """What `read_table` reads, some lines at a time, about `most` numbers: of uint8 or of float32,
     as each allows. The file may be larger than memory."""
-    try:
-        _, first = next(_lines(path), (0, ""))
-    except UNREADABLE as error:
-        raise InputError(f"{path}: cannot be read as text: {_reason(error)}") from None
-    names = _fields(first)
-    header = names if _is_header(names) else None
+    names, header = _first_line(path)
     own = _label_column(header) if header else 0
     order = [own, *(i for i in range(len(names)) if i != own)]
     blocks = _blocks(path, header, len(names), max(1, most // len(names)))
     if not own:
         return header, blocks
     return [names[i] for i in order], (block[:, order] for block in blocks)
+
+
+def _first_line(path: Path) -> tuple[list[str], list[str] | None]:
+    """The fields of the first line, and the header that they are, if they are one."""
+    try:
+        _, first = next(_lines(path), (0, ""))
+    except UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read as text: {_reason(error)}") from None
+    names = _fields(first)
+    return names, names if _is_header(names) else None
 
 
 def _blocks(path: Path, header: list[str] | None, columns: int, rows: int) -> Iterator[Tensor]:
