@@ -1,7 +1,9 @@
 """The functions that assignments ask for by name.
 
 Shapes: B samples, D features, K hidden units. The functions of logistic backpropagation take torch
-tensors or NumPy arrays and give the same kind; `y`, `y_hat` and `z_2` may be (B,) or (B, 1).
+tensors and give tensors, or NumPy arrays and lists and give arrays (a loss is then a float). `y`,
+`y_hat` and `z_2` may be (B,), (B, 1) or one number; labels are 0 or 1. InputError, a ValueError,
+where they are not, or where shapes do not fit.
 """
 
 import math
@@ -33,26 +35,32 @@ def evaluate_hw1(data_dir: Path | str | None = None, weights: Path | str | None 
 
 
 def _same_kind(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a function of tensors take NumPy arrays, and give arrays where it got any."""
+    """Let a function of tensors take NumPy arrays, lists and numbers, and give arrays where it got
+    any of these, a float for an array without dimensions."""
 
-    def convert(value: Any, to: Callable[[Any], Any], kind: Any) -> Any:
+    def to_tensor(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value
         if isinstance(value, dict):
-            return {key: convert(item, to, kind) for key, item in value.items()}
+            return {key: to_tensor(item) for key, item in value.items()}
+        try:  # a copy, as torch takes no array that is read backwards
+            return torch.as_tensor(np.array(value, order="C"))
+        except (TypeError, ValueError):
+            raise InputError(f"no array of numbers: {type(value).__name__}") from None
+
+    def to_array(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: to_array(item) for key, item in value.items()}
         if isinstance(value, tuple):
-            return tuple(convert(item, to, kind) for item in value)
-        return to(value) if isinstance(value, kind) else value
+            return tuple(map(to_array, value))
+        return value.numpy() if value.dim() else value.item()
 
     @wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         given = (*args, *kwargs.values())
-        flat = [
-            v for value in given for v in (value.values() if isinstance(value, dict) else [value])
-        ]
-        arrays = any(isinstance(value, np.ndarray | np.generic) for value in flat)
-        args = convert(args, torch.as_tensor, np.ndarray | np.generic)
-        kwargs = convert(kwargs, torch.as_tensor, np.ndarray | np.generic)
-        result = function(*args, **kwargs)
-        return convert(result, lambda tensor: tensor.numpy(), Tensor) if arrays else result
+        flat = [v for x in given for v in (x.values() if isinstance(x, dict) else [x])]
+        result = function(*map(to_tensor, args), **{k: to_tensor(v) for k, v in kwargs.items()})
+        return result if all(isinstance(x, Tensor) for x in flat) else to_array(result)
 
     return wrapped
 
@@ -72,24 +80,26 @@ def predict(X: Tensor, W: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:  
 
 @_same_kind
 def logistic_loss(y: Tensor, y_hat: Tensor) -> Tensor:
-    """-y log y_hat - (1 - y) log(1 - y_hat) of each sample, (B,): the textbook form.
+    """The average of -y log y_hat - (1 - y) log(1 - y_hat) over a batch, (): the textbook form.
 
     Where y_hat is 0 or 1 it is nan even if y is the same, as 0 log 0 is 0 * (-inf) in floating
     point; `stable_logistic_loss` has no such hole.
     """
     y, y_hat = _vectors(y, y_hat, "y_hat")
-    return -y * torch.log(y_hat) - (1 - y) * torch.log(1 - y_hat)
+    return (-y * torch.log(y_hat) - (1 - y) * torch.log(1 - y_hat)).mean()
 
 
 @_same_kind
 def stable_logistic_loss(y: Tensor, z_2: Tensor) -> Tensor:
-    """The same from the logit z_2, (B,): max(z, 0) - z y + log(1 + exp(-|z|)), exact for any z.
+    """The same average from the logits z_2, (): that of max(m, 0) + log(1 + exp(-|m|)) with m = z
+    where y = 0 and m = -z where y = 1.
 
     From y_hat = s(z) it follows by log s(z) = -log(1 + exp(-z)) and log(1 - s(z)) = log s(-z),
-    written so that exp never overflows.
+    written so that exp never overflows and an infinite z gives 0 or inf.
     """
     y, z = _vectors(y, z_2, "z_2")
-    return z.clamp(min=0) - z * y + torch.log1p(torch.exp(-z.abs()))
+    m = (1 - 2 * y) * z
+    return (m.clamp(min=0) + torch.log1p(torch.exp(-m.abs()))).mean()
 
 
 @_same_kind
@@ -160,15 +170,23 @@ def _sigmoid(z: Tensor) -> Tensor:
 
 
 def _vectors(y: Tensor, other: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Both as (B,), so that (B,) against (B, 1) is never broadcast to (B, B)."""
+    """Both as (B,) of floating-point numbers, so that (B,) against (B, 1) is never broadcast to
+    (B, B). Raises InputError also where a label is neither 0 nor 1."""
     flat = []
     for label, tensor in (("y", y), (name, other)):
         if tensor.dim() > 2 or (tensor.dim() == 2 and tensor.shape[1] != 1):
             raise InputError(f"{label} must be (B,) or (B, 1), not {tuple(tensor.shape)}")
-        flat.append(tensor.squeeze(1) if tensor.dim() == 2 else tensor)
-    if flat[0].shape != flat[1].shape:
-        raise InputError(f"y has {flat[0].numel()} values, {name} has {flat[1].numel()}")
-    return flat[0].to(flat[1].dtype), flat[1]
+        flat.append(tensor.reshape(-1))
+    y, other = flat
+    if y.shape != other.shape:
+        raise InputError(f"y has {y.numel()} values, {name} has {other.numel()}")
+    if not len(y):
+        raise InputError("y is empty: a batch without samples has no average")
+    if len(wrong := y[(y != 0) & (y != 1)]):
+        raise InputError(f"y holds {wrong[0].item():g}: labels are 0 or 1")
+    if not other.is_floating_point():
+        other = other.double()
+    return y.to(other.dtype), other
 
 
 def _check_network(x: Tensor, weights: dict[str, Tensor]) -> None:

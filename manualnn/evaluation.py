@@ -34,6 +34,7 @@ from .data import (
     relabel,
     split,
 )
+from .data.labels import label_names
 from .data.prepare import head, select
 from .data.sources import check_labels
 from .data.table import LABELS
@@ -159,10 +160,12 @@ def evaluate_weights(
     names = meta.get("class_names") if name == meta.get("dataset") else dataset.class_names
     if not names or len(names) != network.classes:
         names = [str(k) for k in range(network.classes)]
+    kinds = {key: cut[key] for key in ("labels", "test_labels", "corruption") if cut.get(key)}
+    names = label_names(names, **kinds)
     called = f"{name} {split}{' (of the test images)' if swapped else ''}"
     if isinstance(place, dict) and data is not None:
         called = Path(place[part]).name.partition(".")[0]  # a file is no part of a data set
-    return Evaluated(evaluation, images, list(names), path, called, dataset.where)
+    return Evaluated(evaluation, images, names, path, called, dataset.where)
 
 
 def find_weights(name: Path | str) -> Path:

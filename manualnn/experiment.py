@@ -22,6 +22,7 @@ from .checkpoint import LAST, PREVIOUS
 from .circumstances import circumstances, data_digest, digest
 from .config import Config, Population, load_config, parse_config
 from .data import Dataset, Prepared, load, load_source, prepare, relabel
+from .data.labels import label_names
 from .data.sources import check_labels
 from .errors import InputError
 from .evaluation import RUNS, choose_device, draw_evaluation, evaluate_weights, newest_run
@@ -593,7 +594,7 @@ def weights_meta(
     """What evaluate and predict need to know about the weights of replica r."""
     replica, data = population.replicas[r], population.config.data
     assert dataset.class_names is not None
-    names = list(dataset.class_names)
+    names = label_names(dataset.class_names, data.labels, data.test_labels, replica.corruption)
     return {
         "layers": population.layers(replica),
         "run": replica.label,

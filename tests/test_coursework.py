@@ -70,26 +70,48 @@ def test_gradient_equals_finite_differences(differs):
             for step in (1e-5, -1e-5):
                 moved = {k: v.clone() for k, v in weights.items()}
                 moved[key][index] += step
-                losses.append(stable_logistic_loss(y, predict(x, moved)[1]).mean())
+                losses.append(stable_logistic_loss(y, predict(x, moved)[1]))
             numeric[index] = (losses[0] - losses[1]) / 2e-5
         differs("logistic gradient, finite differences", found[key], numeric, 1e-9)
 
 
 def test_the_losses_agree_in_between():
-    z = torch.linspace(-20, 20, 81, dtype=torch.float64)
-    for label in (0.0, 1.0):
-        y = torch.full_like(z, label)
-        textbook = logistic_loss(y, 1 / (1 + torch.exp(-z)))
-        torch.testing.assert_close(textbook, stable_logistic_loss(y, z), rtol=1e-6, atol=1e-12)
+    for z in torch.linspace(-20, 20, 81, dtype=torch.float64)[:, None]:
+        for label in (0.0, 1.0):
+            y = torch.full_like(z, label)
+            textbook = logistic_loss(y, 1 / (1 + torch.exp(-z)))
+            torch.testing.assert_close(textbook, stable_logistic_loss(y, z), rtol=1e-6, atol=1e-12)
+
+
+def test_the_losses_are_averages_over_the_batch():
+    assert stable_logistic_loss(np.zeros(4), -1e10 * np.ones(4)) == 0.0
+    assert isinstance(stable_logistic_loss(np.zeros(4), -1e10 * np.ones(4)), float)
+    y, z = [0, 1, 1, 0], [0.5, -2.0, 3.0, 0.0]
+    y_hat = [1 / (1 + math.exp(-value)) for value in z]
+    expected = sum(-math.log(p if label else 1 - p) for label, p in zip(y, y_hat, strict=True)) / 4
+    for of in (list, np.array, lambda values: np.array(values)[:, None]):
+        for loss, values in ((stable_logistic_loss, z), (logistic_loss, y_hat)):
+            assert loss(of(y), of(values)) == pytest.approx(expected, rel=1e-14)
+            assert type(loss(of(y), of(values))) is float
+    for loss, values in ((stable_logistic_loss, z), (logistic_loss, y_hat)):
+        found = loss(torch.tensor(y), torch.tensor(values, dtype=torch.float64))
+        assert found.shape == () and float(found) == pytest.approx(expected, rel=1e-14)
+    backwards = np.array(z)[::-1]
+    assert stable_logistic_loss(y[::-1], backwards) == pytest.approx(expected, rel=1e-14)
+    assert math.isnan(logistic_loss(0, 0)) and stable_logistic_loss(1, 2) < 0.2
 
 
 def test_the_losses_at_the_extremes():
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     assert math.isnan(logistic_loss(zero, zero)) and math.isnan(logistic_loss(one, one))
     assert logistic_loss(zero, one) == math.inf
-    huge = torch.tensor([-1e10, 1e10], dtype=torch.float64)
-    assert stable_logistic_loss(torch.zeros(2), huge).tolist() == [0.0, 1e10]
-    assert stable_logistic_loss(torch.ones(2), huge).tolist() == [1e10, 0.0]
+    for label, z, expected in (
+        (0, -1e10, 0.0), (0, 1e10, 1e10), (1, -1e10, 1e10), (1, 1e10, 0.0),
+        (0, -math.inf, 0.0), (0, math.inf, math.inf), (1, -math.inf, math.inf), (1, math.inf, 0.0),
+    ):  # fmt: skip
+        assert stable_logistic_loss([label], [z]) == expected
+    assert stable_logistic_loss([0, 1, 1], [-math.inf, math.inf, 1e4]) == 0.0
+    assert stable_logistic_loss([0, 1], [-math.inf, -math.inf]) == math.inf
     x = torch.tensor([[1e10], [-1e10]], dtype=torch.float64)
     weights = {"w_1": torch.ones(1, 1).double(), "w_2": torch.full((1, 1), 1e10).double()}
     found = gradient(x, torch.tensor([1, 0]), weights)
@@ -101,8 +123,7 @@ def test_columns_are_never_broadcast_to_a_matrix():
     _, z2, y_hat = predict(x, weights)
     for labels in (y, y[:, None], y.long(), y.bool()):
         for z, p in ((z2, y_hat), (z2[:, None], y_hat[:, None])):
-            assert logistic_loss(labels, p).shape == (9,)
-            assert stable_logistic_loss(labels, z).shape == (9,)
+            assert logistic_loss(labels, p).shape == stable_logistic_loss(labels, z).shape == ()
             torch.testing.assert_close(logistic_loss(labels, p), stable_logistic_loss(labels, z))
         for key, value in gradient(x, labels, weights).items():
             assert value.equal(gradient(x, y, weights)[key])
@@ -116,7 +137,10 @@ def test_numpy_in_numpy_out():
     found = gradient(x.numpy(), y.numpy()[:, None], arrays)
     assert all(isinstance(value, np.ndarray) for value in found.values())
     np.testing.assert_array_equal(found["w_1"], gradient(x, y, weights)["w_1"].numpy())
-    assert isinstance(stable_logistic_loss(y.numpy(), y.numpy()), np.ndarray)
+    lists = {key: w.tolist() for key, w in weights.items()}
+    found = gradient(x.tolist(), y.tolist(), lists)
+    np.testing.assert_array_equal(found["w_1"], gradient(x, y, weights)["w_1"].numpy())
+    assert isinstance(stable_logistic_loss(y.numpy(), y.numpy()), float)
     assert isinstance(stable_logistic_loss(y, y), torch.Tensor)
 
 
@@ -128,6 +152,12 @@ def test_numpy_in_numpy_out():
         (lambda x, y, w: predict(x[:, :3], w), r"X \(9, 3\), w_1 \(7, 5\) and w_2 \(5, 1\)"),
         (lambda x, y, w: predict(x, {"w_1": w["w_1"]}), "W needs the keys w_1 and w_2"),
         (lambda x, y, w: logistic_loss(y, y[None]), r"y_hat must be \(B,\) or \(B, 1\)"),
+        (lambda x, y, w: gradient(x, 2 * y - 1, w), "y holds -1: labels are 0 or 1"),
+        (lambda x, y, w: logistic_loss([0.5], [0.5]), "y holds 0.5: labels are 0 or 1"),
+        (lambda x, y, w: stable_logistic_loss(y + 1, y), "y holds 2: labels are 0 or 1"),
+        (lambda x, y, w: stable_logistic_loss([math.nan], [1.0]), "y holds nan: labels are"),
+        (lambda x, y, w: stable_logistic_loss([], []), "y is empty"),
+        (lambda x, y, w: stable_logistic_loss([[0, 1], [1]], [0, 1]), "no array of numbers: list"),
     ],
 )
 def test_wrong_shapes_are_named(call, message):

@@ -86,6 +86,17 @@ def test_softmax_with_shared_weights():
     same(formula, jacobian(lambda w: softmax(x @ w), w))
 
 
+def test_any_loss_of_any_model():
+    """f_k(w) = sin(x_k^T w), L = sum c_i p_i^3."""
+    x, w, c = normal(K, D, seed=1), normal(D), normal(K, seed=2)
+    p, dp = softmax(torch.sin(x @ w)), 3 * c * softmax(torch.sin(x @ w)) ** 2
+    dw = torch.zeros_like(w)
+    for i in range(K):
+        for k in range(K):
+            dw += dp[i] * p[i] * (float(i == k) - p[k]) * torch.cos(x[k] @ w) * x[k]
+    same(dw, gradients(lambda w: (c * softmax(torch.sin(x @ w)) ** 3).sum(), w)[0])
+
+
 def cross_entropy(z, t):
     return -(t * torch.log_softmax(z, -1)).sum() / len(z)
 
@@ -127,6 +138,8 @@ def test_logistic_loss():
     textbook = -y * torch.log(s) - (1 - y) * torch.log(1 - s)
     same(z.clamp(min=0) - z * y + torch.log(1 + torch.exp(-z.abs())), textbook)
     same(torch.log(1 + torch.exp(z)) - z * y, textbook)
+    m = (1 - 2 * y) * z
+    same(m.clamp(min=0) + torch.log(1 + torch.exp(-m.abs())), textbook)
     binary = torch.nn.functional.binary_cross_entropy_with_logits
     same(s - y, gradients(lambda z: binary(z, y, reduction="sum"), z)[0])
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from manualnn import evaluate_weights, random_labels
+from manualnn import evaluate_weights, plots, random_labels
 from manualnn.config import load_config
 from manualnn.data import Dataset, Examples, corrupt, prepare, relabel
+from manualnn.data.labels import label_names
 from manualnn.errors import InputError
 from manualnn.training import threads
 
@@ -53,6 +55,44 @@ def test_relabel():
     assert not coins.equal(relabel(given, "parity", "random", seed=2).test.labels)
     assert relabel(given, "given", "random").test.labels.unique().tolist() == list(range(10))
     assert relabel(given, "parity", "given").test.labels.equal(labels)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (("parity",), "even odd 2"),
+        (("parity", "parity", 0), "even odd 2"),
+        (("parity", "same", 0.1), "0 1 2"),
+        (("parity", "random", 0), "0 1 2"),
+        (("parity", "given", 0), "0 1 2"),  # digits against parity
+        (("given", "random", 0.5), "cat dog cow"),
+        (("given", "random", 1), "0 1 2"),
+    ],
+)
+def test_classes_are_named_only_where_labels_mean_that(kinds, expected):
+    names = ("cat", "dog", "cow") if kinds[0] == "given" else ("even", "odd", "2")
+    assert label_names(names, *kinds) == expected.split()
+    assert label_names(names[:2], *kinds) == expected.split()[:2]
+
+
+def test_coins_are_not_called_even_and_odd(memorise, run, folder, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "confusion", lambda _, names, title: drawn.append(names) or Figure())
+    monkeypatch.setattr(
+        plots, "image_grid", lambda x, texts, title: drawn.append(texts) or Figure()
+    )
+    assert memorise("--samples", 24, "--epochs", 2, "--out", "coins")[0] == 0
+    written = torch.load("coins/weights.pkl")
+    assert written["meta"]["class_names"] == ["0", "1"]
+    written["meta"]["class_names"] = ["even", "odd"]  # as files of before have it
+    torch.save(written, "old.pkl")
+    code, out, _ = run("evaluate", "old.pkl", "--data-dir", folder, "--device", "cpu")
+    assert code == 0 and "\neven" not in out and "\n0 " in out
+    assert drawn[0] == drawn[2] == ["0", "1"]
+    assert not any("odd" in text for texts in drawn for text in texts)
+    sets = ["--set", "data.labels=parity", "--epochs", 1, "--data", folder, "--device", "cpu"]
+    assert run("train", *sets, "--out", "parity")[0] == 0
+    assert "\neven " in run("evaluate", "parity", "--device", "cpu")[1]
 
 
 def test_a_population_over_corruption_equals_single_runs():

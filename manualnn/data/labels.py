@@ -3,6 +3,7 @@
 Shapes: N samples, K classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -21,7 +22,7 @@ def relabel(
     seed: int = 0,
     classes: int | None = None,
 ) -> Dataset:
-    """The data set with labels as "given", or their "parity" (0 even, 1 odd).
+    """The data set with labels as "given", or their "parity" (0 even, 1 odd; see `label_names`).
 
     `test_labels` may differ for the test part: "given", "parity", or "random", uniform over
     `classes` (default those of `labels`), independent of the examples and a function of `seed`.
@@ -41,6 +42,23 @@ def relabel(
 
     train, test = changed(dataset.train, labels), changed(dataset.test, test_labels)
     return replace(dataset, train=train, test=test, class_names=names)
+
+
+def label_names(
+    names: Sequence[str],
+    labels: str = "given",
+    test_labels: str = "same",
+    corruption: float = 0.0,
+) -> list[str]:
+    """The names of the classes, where labels are what these say: "even" and "odd" only for the
+    parity of uncorrupted examples, and none of another kind where all labels are drawn at random.
+    Classes without a name are called by their numbers."""
+    if labels == "parity":
+        meant = not corruption and test_labels in ("same", "parity")
+        names = [*(("even", "odd") if meant else ("0", "1")), *names[2:]][: len(names)]
+    elif corruption == 1:
+        names = [str(k) for k in range(len(names))]
+    return list(names)
 
 
 def corrupt(labels: Tensor, fraction: float, classes: int, seed: int) -> Tensor:
