@@ -7,6 +7,7 @@ measured.
 """
 
 import ast
+import gzip
 import shutil
 import stat
 import struct
@@ -25,6 +26,8 @@ from .audit import Report, audit_file
 from .audit.record import Finding
 from .audit.source import UNREADABLE, check_files, local_files
 from .data import Examples, load
+from .data.beside import PLACES, RAW
+from .data.sources import IDX_NAME
 from .errors import InputError
 from .files import PACKAGE
 from .workspace import generator
@@ -272,12 +275,11 @@ def _copy(packed: Any, file: Any, size: int) -> None:
         file.write(block)
 
 
-RAW = Path("MNIST", "raw")
 NAMES = {"train": "train", "test": "t10k"}
 
 
 def write_mnist(folder: Path, train: Examples, test: Examples) -> None:
-    """The four idx files as torchvision unpacks them."""
+    """The four idx files, plain and packed, as torchvision leaves them."""
     folder.mkdir(parents=True)
     for name, part in (("train", train), ("test", test)):
         assert isinstance(part.images, torch.Tensor)
@@ -285,6 +287,8 @@ def write_mnist(folder: Path, train: Examples, test: Examples) -> None:
             header = struct.pack(f">BBBB{array.dim()}I", 0, 0, 8, array.dim(), *array.shape)
             values = array.to(torch.uint8).contiguous().numpy().tobytes()
             (folder / f"{NAMES[name]}-{kind}-ubyte").write_bytes(header + values)
+            packed = gzip.compress(header + values, 1)
+            (folder / f"{NAMES[name]}-{kind}-ubyte.gz").write_bytes(packed)
 
 
 def vary(test: Examples, seed: int) -> Examples:
@@ -299,8 +303,13 @@ def vary(test: Examples, seed: int) -> Examples:
 
 
 def _place(raw: Path, folder: Path) -> None:
-    """Put MNIST where scripts look for it, in place of what was handed in."""
-    for place in (folder / RAW, folder / "data" / RAW):
-        shutil.rmtree(place, ignore_errors=True)
+    """Put MNIST where scripts look for it, in place of what was handed in: the files themselves
+    beside the script, and in the folders of torchvision's layout."""
+    for path in list(folder.iterdir()):
+        if IDX_NAME.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for place in PLACES:
+        if place.name:
+            shutil.rmtree(folder / place, ignore_errors=True)
         with suppress(FileExistsError, NotADirectoryError):  # a file has this name
-            shutil.copytree(raw, place)
+            shutil.copytree(raw, folder / place, dirs_exist_ok=not place.name)

@@ -114,12 +114,14 @@ def _is_deep(folder: Path) -> bool:
 
 
 Files = dict[str, Path | str]
+PLACES = """The data are the idx
+files beside this file (plain or .gz), in MNIST/raw or in data/MNIST/raw, else those packed."""
 
 
 def _mnist(
     identity: str, folders: list[Path], author: str, notes: Path | None, temporary: Path
 ) -> Files:
-    names = {"ID": f"hw1_{identity}"}
+    names = {"ID": f"hw1_{identity}", "PLACES": PLACES}
     files: Files = {}
     for folder, script in zip(folders, ("train", "q2_train"), strict=True):
         config = _single(folder)
@@ -198,6 +200,8 @@ SCRIPTS = {
 
 It prints each epoch, and writes {ID}_weights.pkl as in the report. The mathematics is in
 manualnn/layers.py, losses.py and optimizers.py, the loop in training.py.
+
+{PLACES}
 """
 
 import sys
@@ -206,19 +210,32 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # the package lies beside this file
 
-from manualnn.experiment import train_single
 from manualnn.config import load_config
+from manualnn.data.beside import find_mnist
+from manualnn.errors import InputError
+from manualnn.experiment import train_single
 
-if __name__ == "__main__":
-    config = load_config(HERE / "{ID}_train.toml")
+
+def main():
+    data = {"data.dir": str(find_mnist(HERE))}
+    config = load_config(HERE / "{ID}_train.toml", flags=data)
     training = train_single(config, HERE / "{ID}_weights.pkl")
     [last] = training.last_records()
     print(f"test accuracy {100 * last.test_accuracy:.2f} %, test loss {last.test_loss:.4f}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
 ''',
     "q2_train": '''
 """Memorises random labels: training loss near 0, test loss far above a uniform guess.
 
     python {ID}_q2_train.py
+
+{PLACES}
 """
 
 import sys
@@ -227,24 +244,37 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # the package lies beside this file
 
-from manualnn.experiment import train_single
 from manualnn.config import load_config
+from manualnn.data.beside import find_mnist
+from manualnn.errors import InputError
+from manualnn.experiment import train_single
 
-if __name__ == "__main__":
-    config = load_config(HERE / "{ID}_q2_train.toml")
+
+def main():
+    data = {"data.dir": str(find_mnist(HERE))}
+    config = load_config(HERE / "{ID}_q2_train.toml", flags=data)
     training = train_single(config)
     [(train_loss, train_accuracy)] = training.measure(training.data.train)
     [(test_loss, _)] = training.measure(training.data.test)
     losses = [r.test_loss for r in training.records if r.test_loss is not None]
     print(f"training loss {train_loss:.4g}, accuracy {100 * train_accuracy:.2f} %")
     print(f"test loss {test_loss:.4f}, mean over the epochs {sum(losses) / len(losses):.4f}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
 ''',
     "eval": '''
 """Measures the trained network on the MNIST test set.
 
     python {ID}_eval.py
 
-The weights lie beside this file, and so does MNIST, in the package or as MNIST/raw.
+The weights lie beside this file.
+
+{PLACES}
 """
 
 import sys
@@ -253,18 +283,23 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # the package lies beside this file
 
+from manualnn.data.beside import find_mnist
+from manualnn.errors import InputError
 from manualnn.evaluation import evaluate_weights
 
 
 def evaluate_hw1():
-    """The accuracy in [0, 1] on the 10,000 test images."""
-    data = HERE if (HERE / "MNIST" / "raw").is_dir() else None
+    """The accuracy in [0, 1] on the test images."""
+    data = find_mnist(HERE, ("test",))
     found = evaluate_weights(HERE / "{ID}_weights.pkl", "mnist", data)
     return found.evaluation.accuracy
 
 
 if __name__ == "__main__":
-    print(evaluate_hw1())
+    try:
+        print(evaluate_hw1())
+    except InputError as error:
+        sys.exit(f"error: {error}")
 ''',
     "readme": """
 {ID}_train.py      trains the network from scratch and writes {ID}_weights.pkl
@@ -274,7 +309,9 @@ if __name__ == "__main__":
 {ID}_*.toml        the settings of both trainings
 manualnn/          the implementation, and MNIST (CC BY-SA 3.0, see yann.lecun.com/exdb/mnist)
 
-Only torch and torchvision are needed, and no network connection.
+MNIST is read from the first place that holds the files which a script needs: its own folder (the
+idx files, plain or .gz), MNIST/raw or data/MNIST/raw in it, else manualnn/data/mnist. The script
+says which it was. Only torch and torchvision are needed, and no network connection.
 """,
     "fashion_commands": """
 - Put train.csv and test.csv into one FOLDER; torch and torchvision are installed.

@@ -104,6 +104,11 @@ def submissions(tmp_path, student):
     }
     weights = {"hw1_m_weights.pkl": (shipped("weights") / "mnist-mlp.pkl").read_bytes()}
     pack(folder / "m-package.zip", package | scripts | weights)
+    # Its own examples beside its script, where the others' are put; packed, the first in order.
+    beside = {f"t10k-{kind}-ubyte.gz": b"handed in" for kind in ("images-idx3", "labels-idx1")}
+    text = BY_HAND.replace("{value}", "float((labels == 1).mean())").replace("MNIST/raw/", "")
+    text = text.replace("open(", "gzip.open(").replace("ubyte", "ubyte.gz")
+    pack(folder / "n-beside.zip", beside | {"hw1_eval.py": f"import gzip\n{text}"})
     return folder
 
 
@@ -111,11 +116,11 @@ def test_a_class_is_graded(submissions, run, tmp_path, forking, monkeypatch):
     monkeypatch.setattr(audit, "_run", forking)
     code, out, err = run("grade", "class", "--out", "grades.csv", "--timeout", 60)
     assert (code, err) == (0, "")
-    assert out.endswith("grades.csv: 13 submissions\n")
+    assert out.endswith("grades.csv: 14 submissions\n")
     assert not (tmp_path / "outside.py").exists()
     with (tmp_path / "grades.csv").open() as file:
         rows = {row["submission"][0]: row for row in csv.DictReader(file)}
-    assert list(rows) == list("abcdefghijklm")
+    assert list(rows) == list("abcdefghijklmn")
 
     for honest in (rows["a"], rows["m"]):
         assert (honest["rules"], honest["error"]) == ("clean, 1 to look at", "")
@@ -136,6 +141,7 @@ def test_a_class_is_graded(submissions, run, tmp_path, forking, monkeypatch):
     assert "cannot be unpacked" in rows["k"]["error"]
     assert rows["l"]["error"] == rows["d"]["error"]
     assert all(rows[name]["accuracy"] == "" for name in "dghijkl")
+    assert float(rows["n"]["accuracy"]) == 0.1135  # the ones of the test set, not of the student
 
 
 def test_a_folder_that_hangs_as_json(run, tmp_path):

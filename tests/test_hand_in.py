@@ -4,14 +4,18 @@ import gzip
 import json
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 import zipfile
 
 import pytest
 
-from manualnn import load_config, train
+from manualnn import evaluate_weights, load_config, train
+from manualnn import hand_in as packing
 from manualnn.errors import InputError
+from manualnn.files import shipped
 from manualnn.hand_in import hand_in
 
 from .conftest import write_folder
@@ -73,6 +77,55 @@ def test_the_scripts_of_mnist_repeat_the_reports_figures(runs, run, tmp_path):
     assert f"training loss {memorised['train_loss']:.4g}" in out
     assert f"test loss {memorised['test_loss']:.4f}" in out
     assert f"mean over the epochs {memorised['mean_test_loss']:.4f}" in out
+
+
+@pytest.fixture
+def scripts(tmp_path, monkeypatch):
+    """The three scripts, unpacked, with the shipped network and short trainings."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    names = {"ID": "hw1_1", "PLACES": ""}
+    for script in ("train", "q2_train", "eval"):
+        (alone / f"hw1_1_{script}.py").write_text(packing._fill(packing.SCRIPTS[script], names))
+    short = ["train.epochs=1", "data.train_samples=100", "train.batch_size=50"]
+    for script, name in (("train", "mnist-mlp"), ("q2_train", "mnist-random-labels")):
+        (alone / f"hw1_1_{script}.toml").write_text(load_config(name, short).to_toml())
+    shutil.copy(shipped("weights") / "mnist-mlp.pkl", alone / "hw1_1_weights.pkl")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return alone
+
+
+def test_all_scripts_take_the_data_from_the_same_places(scripts, tmp_path, capsys):
+    """The files beside them, MNIST/raw, data/MNIST/raw, what is packed: the first that holds what
+    the script needs, of which the evaluation needs two."""
+
+    def used(script, function="main"):
+        names = runpy.run_path(str(scripts / f"hw1_1_{script}.py"))
+        result = names[function]()
+        err = capsys.readouterr().err.splitlines()
+        [line] = [line for line in err if line.startswith("data: ")]
+        return result, line.removeprefix("data: "), [x for x in err if x.startswith("note: ")]
+
+    other = [write_folder(tmp_path / str(n), 200, 20 + n, 10, side=28) for n in range(3)]
+    for place, source in (("data/MNIST/raw", other[0]), ("MNIST/raw", other[1])):
+        shutil.copytree(source, scripts / place)
+        for script in ("train", "q2_train"):
+            assert used(script)[1] == str(scripts / place)
+        accuracy, where, _ = used("eval", "evaluate_hw1")
+        assert where == str(scripts / place)
+        expected = evaluate_weights(scripts / "hw1_1_weights.pkl", "mnist", source).evaluation
+        assert accuracy == expected.accuracy and len(expected.targets) == 20 + other.index(source)
+    write_folder(tmp_path / "packed", 200, 25, 10, side=28, gz=True)
+    for path in (tmp_path / "packed").glob("t10k-*"):  # half of the files, which evaluation needs
+        shutil.copy(path, scripts)
+    accuracy, where, _ = used("eval", "evaluate_hw1")
+    own = evaluate_weights(scripts / "hw1_1_weights.pkl", "mnist", tmp_path / "packed").evaluation
+    assert (accuracy, where) == (own.accuracy, str(scripts)) and len(own.targets) == 25
+    _, where, notes = used("q2_train")
+    assert where == str(scripts / "MNIST/raw") and "lacks train-images" in notes[0]
+    for path in (tmp_path / "packed").glob("train-*"):
+        shutil.copy(path, scripts)
+    assert used("q2_train")[1:] == (str(scripts), [])
 
 
 def test_the_archive_of_the_csv_exercise(run, tmp_path):

@@ -270,6 +270,7 @@ def check_part(
 
 
 Files = dict[tuple[str, str], Path]
+IDX_NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx\d-\w+?(\.gz)?")
 
 
 def locate(
@@ -314,16 +315,28 @@ def canonical(part: str, kind: str) -> str:
 def search(
     root: Path, name: str, needed: list[tuple[str, str]], required: list[tuple[str, str]]
 ) -> Files | str:
-    """The needed files, in torchvision's layout under `root` or in it, or what is missing."""
+    """The needed files, in `root` or in torchvision's layout under it, or what is missing. A folder
+    that has all of them comes before one that has only those that are required."""
     if not root.is_dir():
         return f"{root} is not a folder"
-    folder = root
-    if name in DATASETS and (root / DATASETS[name].folder / "raw").is_dir():
-        folder = root / DATASETS[name].folder / "raw"
-    pattern = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx\d-\w+?(\.gz)?")
+    layout = root / DATASETS[name].folder / "raw" if name in DATASETS else root
+    folders = [root, layout] if layout != root and layout.is_dir() else [root]
+    found: Files | str = ""
+    for wanted in (needed, required):
+        for folder in folders:
+            found = files_in(folder, name, needed, wanted)
+            if not isinstance(found, str):
+                return found
+    return found
+
+
+def files_in(
+    folder: Path, name: str, needed: list[tuple[str, str]], required: list[tuple[str, str]]
+) -> Files | str:
+    """Those of the needed idx files that lie in a folder itself, or which required ones lack."""
     files: Files = {}
     for path in sorted(folder.iterdir()):  # a plain file sorts before its .gz and is preferred
-        if (match := pattern.fullmatch(path.name)) and path.is_file():
+        if (match := IDX_NAME.fullmatch(path.name)) and path.is_file():
             part = "train" if match[1] == "train" else "test"
             files.setdefault((part, match[2]), path)
     half = [key for key in needed if key not in files and (key[0], _other(key[1])) in files]
