@@ -62,6 +62,15 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in --out, or the newest one.")
 ]
+ClassNames = Annotated[
+    str | None, typer.Option(help="Names of the classes, as in cat,dog.", show_default=False)
+]
+Title = Annotated[
+    str, typer.Option(help="The report's heading, in place of the run's name.", show_default=False)
+]
+DerivationPage = Annotated[
+    bool, typer.Option("--derivation-page", help="The derivation at length, on a page more.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
@@ -289,9 +298,7 @@ def show(
         Path | None, typer.Option(help="The picture; default NAME.png.", show_default=False)
     ] = None,
     examples: Annotated[int, typer.Option(help="Images of each class.")] = 4,
-    class_names: Annotated[
-        str | None, typer.Option(help="Names of the classes, as in cat,dog.", show_default=False)
-    ] = None,
+    class_names: ClassNames = None,
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
     permute_seed: Annotated[
         int | None,
@@ -307,7 +314,7 @@ def show(
         raise InputError(f"--split {split}: use train or test")
     if examples < 1:
         raise InputError(f"--examples {examples}: must be at least 1")
-    names = tuple(part.strip() for part in class_names.split(",")) if class_names else None
+    names = _names(class_names) or None
     figure = showing.show(
         *_found(data, data_dir, split),
         split,
@@ -319,6 +326,11 @@ def show(
     path = out or Path(f"{Path(data).stem}.png")
     showing.save(figure, path)
     print(path)
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """The parts of a list like cat,dog."""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
 def _found(
@@ -644,17 +656,23 @@ def report(
         Path | None, typer.Option(help="Markdown: attempts and conclusions, for the last page.")
     ] = None,
     derivation: Annotated[
-        bool, typer.Option("--derivation", help="Append the gradient of softmax regression.")
+        bool, typer.Option("--derivation", help="The gradient of softmax and cross-entropy, too.")
     ] = False,
+    derivation_page: DerivationPage = False,
+    title: Title = "",
+    class_names: ClassNames = None,
 ) -> None:
     """Write finished runs as a PDF of at most two pages: architecture, training, curves, results.
 
-    A run of random labels has a page with its losses and their explanation. --derivation appends a
-    page of its own.
+    A run of random labels has a page with its losses and their explanation, one on a CSV file
+    examples of its classes and the findings of its sweep. Only --derivation-page adds a third page.
     """
     from . import report as reporting
 
-    print(reporting.report(runs, out, author, notes, derivation))
+    path = reporting.report(
+        runs, out, author, notes, derivation, "", title, _names(class_names), derivation_page
+    )
+    print(path)
 
 
 @app.command("hand-in")
@@ -671,18 +689,35 @@ def hand_in(
         Path | None, typer.Option(help="The zip; default hw1_ID.zip or, for fashion, ID.zip.")
     ] = None,
     author: Annotated[str, typer.Option(help="The report's line of names; default the id.")] = "",
-    notes: Annotated[Path | None, typer.Option(help="As for report.")] = None,
+    notes: Annotated[
+        Path | None, typer.Option(help="Markdown: the summary, attempts and conclusions.")
+    ] = None,
+    derivation_page: DerivationPage = False,
+    title: Title = "",
+    class_names: ClassNames = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Pack nothing, exit code 1, where a check is missed.")
+    ] = False,
 ) -> None:
-    """Pack what a course asks for: scripts that run with torch alone, weights, report.
+    """Pack what a course asks for: scripts that run with torch alone, weights, report; and say what
+    of the assignment is met.
 
     mnist: runs of train and random-labels. fashion: a logistic regression and a network trained on
     CSV files, with lr_pred.csv and NN_pred.csv.
     """
+    from . import checklist
     from . import hand_in as handing
 
-    folders = handing.choose(exercise, runs or [])
-    path = handing.hand_in(identity, exercise, folders, out, author, notes)
-    print(f"{path}: {folders[0]}, {folders[1]}")
+    names = _names(class_names)
+    made = handing.hand_in(
+        identity, exercise, runs or [], out, author, notes, title, names, derivation_page, strict
+    )
+    print("\n".join(map(checklist.line, made.checks)))
+    if made.path is None:
+        missed = sum(not check.passed for check in made.checks)
+        print(f"error: {missed} of {len(made.checks)} missed; nothing is packed", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{made.path}: {made.runs[0]}, {made.runs[1]}")
 
 
 @app.command("lr-find")

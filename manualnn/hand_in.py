@@ -9,16 +9,22 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from .checklist import Check, check_mnist, check_names, check_report, check_sweeps
 from .config import Config, load_config
 from .errors import InputError
 from .evaluation import RUNS, runs_called
 from .files import PACKAGE, replacing, writing
-from .report import report
+from .pages import save_pages
+from .report import class_names_of, draw
 from .results import best_of, by_label, read_run
 from .sweep import write_predictions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EXERCISES = {
     "mnist": ("mnist-mlp", "mnist-random-labels"),
@@ -28,12 +34,30 @@ ROLES = {
     "mnist": ("a run of train", "one of random-labels"),
     "fashion": ("a softmax regression", "a network with a hidden layer"),
 }
+# What is to be handed in, by name; the report's and the weights' are part of it.
+NAMES = {
+    "mnist": (
+        *("hw1_ID_train.py", "hw1_ID_q2_train.py", "hw1_ID_eval.py", "hw1_ID_weights.pkl"),
+        "hw1_ID_report.pdf",
+    ),
+    "fashion": ("train.py", "lr_pred.csv", "NN_pred.csv", "ID_report.pdf"),
+}
 COMMANDS = {
     "mnist-mlp": "manualnn train",
     "mnist-random-labels": "manualnn random-labels",
     "fashion-logistic": "manualnn train fashion-logistic --data FOLDER",
     "fashion-nn": "manualnn train fashion-nn --data FOLDER",
 }
+
+
+@dataclass(frozen=True)
+class HandIn:
+    """What was packed: the archive (None where a check was missed and the hand-in is to be strict),
+    from which runs, and how it meets the assignment."""
+
+    path: Path | None
+    runs: list[Path]
+    checks: list[Check]
 
 
 def hand_in(
@@ -43,21 +67,43 @@ def hand_in(
     out: Path | None = None,
     author: str = "",
     notes: Path | None = None,
-) -> Path:
-    """Write the zip of an exercise from two finished runs, by default those its commands leave.
+    title: str = "",
+    class_names: Sequence[str] = (),
+    derivation_page: bool = False,
+    strict: bool = False,
+) -> HandIn:
+    """Write the zip of an exercise from two finished runs, by default those its commands leave,
+    after checking it against the assignment; a `strict` one is only written if it has all.
 
     "mnist": `hw1_ID_train.py`, `hw1_ID_q2_train.py` (random labels), `hw1_ID_eval.py` with
     `evaluate_hw1()`, weights and report. "fashion": code, report, `lr_pred.csv`, `NN_pred.csv`.
-    Runs and errors are as in `choose`.
+    Author, notes and so on are as for `report`. Runs and errors are as in `choose`.
     """
     if not re.fullmatch(r"\w+", identity, re.ASCII):
         raise InputError(f"--id {identity}: letters, digits and _ only; it becomes part of names")
     folders = choose(exercise, runs)
     write = _mnist if exercise == "mnist" else _fashion
-    path = out or Path(f"{'hw1_' if exercise == 'mnist' else ''}{identity}.zip")
-    author = author or identity.replace("_", ", ")
+    name = f"{'hw1_' if exercise == 'mnist' else ''}{identity}.zip"
+    path = out or Path(name)
+    options = {
+        "author": author or identity.replace("_", ", "),
+        "notes": notes,
+        "title": title,
+        "class_names": class_names,
+        "derivation": True,
+        "derivation_page": derivation_page,
+    }
     with tempfile.TemporaryDirectory() as temporary:
-        files = write(identity, folders, author, notes, Path(temporary))
+        files, pages = write(identity, folders, options, Path(temporary))
+        checks = list(check_mnist(folders) if exercise == "mnist" else check_sweeps(folders))
+        names = []
+        if exercise == "fashion":
+            names = class_names_of(folders[0], class_names)
+        checks += check_report(author, notes, pages, derivation_page, names)
+        wanted = [file.replace("ID", identity) for file in NAMES[exercise]]
+        checks.append(check_names(wanted, list(files), path, name))
+        if strict and not all(check.passed for check in checks):
+            return HandIn(None, folders, checks)
         files |= _package(with_mnist=exercise == "mnist")
         with (
             writing(f"--out {path}"),
@@ -66,15 +112,15 @@ def hand_in(
                 unfinished, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False
             ) as archive,
         ):
-            for name, content in sorted(files.items()):
+            for file, content in sorted(files.items()):
                 if isinstance(content, Path):
-                    archive.write(content, name)
+                    archive.write(content, file)
                 else:
-                    entry = zipfile.ZipInfo(name, time.localtime()[:6])
+                    entry = zipfile.ZipInfo(file, time.localtime()[:6])
                     entry.compress_type = zipfile.ZIP_DEFLATED
                     entry.external_attr = 0o644 << 16  # readable by whoever unpacks it
                     archive.writestr(entry, content)
-    return path
+    return HandIn(path, folders, checks)
 
 
 def choose(exercise: str, runs: Sequence[Path] = ()) -> list[Path]:
@@ -119,8 +165,9 @@ files beside this file (plain or .gz), in MNIST/raw or in data/MNIST/raw, else t
 
 
 def _mnist(
-    identity: str, folders: list[Path], author: str, notes: Path | None, temporary: Path
-) -> Files:
+    identity: str, folders: list[Path], options: dict[str, Any], temporary: Path
+) -> tuple[Files, int]:
+    """The files of the exercise without the package, and how many pages the report has."""
     names = {"ID": f"hw1_{identity}", "PLACES": PLACES}
     files: Files = {}
     for folder, script in zip(folders, ("train", "q2_train"), strict=True):
@@ -132,13 +179,23 @@ def _mnist(
     files[f"{names['ID']}_eval.py"] = _fill(SCRIPTS["eval"], names)
     files[f"{names['ID']}_weights.pkl"] = folders[0] / "weights.pkl"
     files["README.txt"] = _fill(SCRIPTS["readme"], names)
-    files[f"{names['ID']}_report.pdf"] = report(folders, temporary / "r.pdf", author, notes, True)
-    return files
+    pages = draw(folders, **options)
+    files[f"{names['ID']}_report.pdf"] = _saved(pages, temporary, folders, options)
+    return files, len(pages)
+
+
+def _saved(
+    pages: "list[Figure]", temporary: Path, folders: list[Path], options: dict[str, Any]
+) -> Path:
+    title = options["title"] or folders[0].name
+    save_pages(pages, temporary / "report.pdf", title, options["author"])
+    return temporary / "report.pdf"
 
 
 def _fashion(
-    identity: str, folders: list[Path], author: str, notes: Path | None, temporary: Path
-) -> Files:
+    identity: str, folders: list[Path], options: dict[str, Any], temporary: Path
+) -> tuple[Files, int]:
+    """As `_mnist`, of the other exercise."""
     configs = [_single(folder) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
         if config.data.name != "csv":
@@ -148,9 +205,8 @@ def _fashion(
         "README.txt": _fill(SCRIPTS["fashion"], {}),
         "train.py": _fill(SCRIPTS["fashion_train"], {}),
     }
-    files[f"{identity}_report.pdf"] = report(
-        folders, temporary / "r.pdf", author, notes, preface=commands
-    )
+    pages = draw(folders, preface=commands, **options)
+    files[f"{identity}_report.pdf"] = _saved(pages, temporary, folders, options)
     for folder, config, name in zip(folders, configs, ("lr", "NN"), strict=True):
         predictions = write_predictions(folder, config.data)
         if predictions is None:
@@ -158,7 +214,7 @@ def _fashion(
         files[f"{name}_pred.csv"] = predictions
         files[f"{name}.toml"] = _portable(config).to_toml()
         files[f"{name}_weights.pkl"] = folder / "weights.pkl"
-    return files
+    return files, len(pages)
 
 
 def _single(folder: Path) -> Config:

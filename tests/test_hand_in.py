@@ -1,6 +1,7 @@
 """The zip: what it holds, and that its scripts run in an empty folder with torch alone."""
 
 import gzip
+import io
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import zipfile
 
 import pytest
 
-from manualnn import evaluate_weights, load_config, train
+from manualnn import checklist, evaluate_weights, load_config, train
 from manualnn import hand_in as packing
 from manualnn.errors import InputError
 from manualnn.files import shipped
@@ -54,7 +55,7 @@ def runs(run, tmp_path):
 def test_the_scripts_of_mnist_repeat_the_reports_figures(runs, run, tmp_path):
     os.utime(runs[0] / "weights.pkl", (0, 0))  # before what a zip can hold
     code, out, err = run("hand-in", *reversed(runs), "--id", "1234")  # in any order
-    assert (code, out, err) == (0, f"hw1_1234.zip: {runs[0]}, {runs[1]}\n", "")
+    assert (code, err) == (0, "") and out.endswith(f"\nhw1_1234.zip: {runs[0]}, {runs[1]}\n")
     alone = tmp_path / "alone"
     with zipfile.ZipFile(tmp_path / "hw1_1234.zip") as archive:
         names = archive.namelist()
@@ -142,7 +143,17 @@ def test_the_archive_of_the_csv_exercise(run, tmp_path):
     (tmp_path / "notes.md").write_text("# Tried\nThis and that.\n")
     arguments = ["--exercise", "fashion", "--id", "12_34", "--notes", "notes.md"]
     code, out, err = run("hand-in", *arguments)
-    assert (code, out) == (0, "12_34.zip: runs/fashion-logistic-2, runs/fashion-nn\n"), err
+    assert code == 0, err
+    assert out.endswith("\n12_34.zip: runs/fashion-logistic-2, runs/fashion-nn\n")
+    for line in (
+        "\u2717 findings of a sweep for runs/fashion-nn: none of fashion-nn on these data;",
+        "\u2717 author: none; give --author",
+        "\u2713 summary of attempts and conclusions: notes.md\n",
+        "\u2713 at most 2 pages: 2, the derivation included\n",
+        "\u2717 names of the classes: numbers; give --class-names",
+        "\u2713 file names: 12_34.zip, train.py, lr_pred.csv, NN_pred.csv, 12_34_report.pdf\n",
+    ):  # fmt: skip
+        assert line in out
     alone = tmp_path / "alone"
     with zipfile.ZipFile(tmp_path / "12_34.zip") as archive:
         archive.extractall(alone)
@@ -164,6 +175,45 @@ def test_the_archive_of_the_csv_exercise(run, tmp_path):
         run_alone(alone / "train.py", name, tmp_path / "csv")
         assert (alone / f"{name}_pred.csv").read_text() == before
     assert (alone / "12_34_report.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_assignment_is_checked_before_it_is_packed(runs, run, tmp_path, monkeypatch):
+    asked = ["--id", "1", *runs, "--strict"]
+    result = json.loads((runs[1] / "random-labels.json").read_text())
+    (runs[1] / "random-labels.json").write_text(json.dumps(result | {"train_loss": 0.02}))
+    code, out, err = run("hand-in", *asked, "--out", "other.zip")
+    ticks = {line[2:].partition(":")[0]: line[0] for line in out.splitlines()}
+    assert (code, err) == (1, "error: 4 of 6 missed; nothing is packed\n")
+    assert not list(tmp_path.glob("*.zip"))
+    assert ticks == {
+        "test accuracy at least 75 %": "\u2713",
+        "training loss on random labels below 0.01": "\u2717",
+        "author": "\u2717",
+        "summary of attempts and conclusions": "\u2717",
+        "at most 2 pages": "\u2713",
+        "file names": "\u2717",
+    }
+    assert "the archive is called other.zip, not hw1_1.zip" in out
+    assert "summary of attempts and conclusions: none; give --notes FILE.md" in out
+    (runs[1] / "random-labels.json").write_text(json.dumps(result | {"train_loss": 0.009}))
+    (tmp_path / "notes.md").write_text("Tried $x$.\n")
+    code, out, err = run("hand-in", *asked, "--author", "Ada", "--notes", "notes.md")
+    assert (code, err) == (0, "") and "\u2717" not in out and out.count("\u2713") == 6
+    with zipfile.ZipFile(tmp_path / "hw1_1.zip") as archive:
+        assert pages(archive.read("hw1_1_report.pdf")) == 2  # the derivation included
+    code, out, _ = run("hand-in", *asked[:-1], "--derivation-page", "--title", "By hand")
+    assert code == 0 and "\u2713 at most 2 pages: 2, and one with the derivation" in out
+    with zipfile.ZipFile(tmp_path / "hw1_1.zip") as archive:
+        assert pages(archive.read("hw1_1_report.pdf")) == 3
+    (tmp_path / "notes.md").write_text(" \n")
+    assert "notes.md is empty" in run("hand-in", *asked, "--notes", "notes.md")[1]
+    monkeypatch.setattr(checklist.sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    lines = [checklist.line(checklist.Check("a", passed, "b")) for passed in (True, False)]
+    assert lines == ["ok a: b", "NO a: b"]
+
+
+def pages(content):
+    return len(re.findall(rb"/Type\s*/Page\b", content))
 
 
 def test_what_is_refused(runs, tmp_path, run):

@@ -2,14 +2,21 @@
 
 import csv
 import re
+import shutil
 import zlib
+from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from manualnn import load_config, train
+from manualnn import classes, derivation, load_config, markdown, train
 from manualnn.errors import InputError
-from manualnn.report import _mean, _pages, report
+from manualnn.pages import new_page, stack
+from manualnn.report import _pages, report
+from manualnn.report_parts import _mean
 from manualnn.results import Trained
+
+from .conftest import write_folder
 
 LAYERS = [
     "data.valid=60",
@@ -70,14 +77,107 @@ def test_random_labels_notes_and_derivation(trained, memorised, tmp_path):
     notes = tmp_path / "notes.md"
     notes.write_text("# Tried\n- **more** `layers`, for 5 $ or 10 $\n- fewer\n\nThe end.\n")
     out = report([trained, memorised], tmp_path / "r.pdf", "Ada", notes, derivation=True)
-    assert pages(out) == 3
-    text = words(_pages([trained, memorised], "Ada", notes))
-    assert "Tried" in text and "\u2022 more layers, for 5 $ or 10 $" in text
+    assert pages(out) == 2  # the derivation included
+    [first, second] = _pages([trained, memorised], "Ada", notes, derivation=True, title="By hand")
+    text = words([second])
+    assert "Tried" in text and "more layers, for 5 $ or 10 $" in text and "\u2022" in text
     assert "Test loss after the last update" in text and "ln 2 = 0.6931" in text
     assert "mean over the epochs" in text.replace("\n", " ") and "memoris" in text
-    assert pages(report([memorised])) == 1
+    assert "By hand: coins" in text and "By hand" in words([first])
+    assert words([first, second]).count(FIRST) == 1
+    page = report([trained, memorised], tmp_path / "p.pdf", derivation=True, derivation_page=True)
+    assert pages(page) == 3 and pages(report([memorised])) == 1
     streams = re.findall(rb"stream\r?\n(.*?)endstream", out.read_bytes(), re.DOTALL)
     assert any(b"BT" in zlib.decompress(s) for s in streams if s[:1] == b"x")  # text, no picture
+
+
+FIRST = r"\sum_k \hat y_i\, (\delta_{ik} - \hat y_k)\, \dfrac{\partial f_k}{\partial w}$"
+
+
+def test_the_derivation_begins_with_any_loss_of_any_model():
+    short, page = new_page("x"), derivation.page()
+    stack(short, 1.0, derivation.short())
+    for figure in (short, page):
+        formulas = [t.get_text() for t in figure.texts if r"\partial" in t.get_text()]
+        assert formulas[0].startswith(r"$\dfrac{\partial L}{\partial w}") and FIRST in formulas[0]
+    assert all(t.get_position()[1] > 0.05 for t in page.texts)
+
+
+def test_markdown_is_drawn_as_what_it_means():
+    text = r"""
+# Head
+A *word*, `$HOME` and $x_1^2$; 5 $ or \$6, $no\such$.
+
+1. one
+   goes on
+- two
+
+| a | b |
+|---|--:|
+| $\alpha$ | a cell that has many more words than there is room for on one line of this page |
+
+```
+a  = "$b$"
+```
+$$y =
+x$$
+end
+"""
+    page = new_page("x")
+    end = stack(page, 1.0, markdown.blocks(text, width=3))
+    found = {t.get_text(): t for t in page.texts}
+    assert "A word, $HOME and $x_1^2$; 5" in " ".join(found).replace(r"\$", "$")
+    assert found["$y = x$"].get_parse_math() and found[r"$\alpha$"].get_parse_math()
+    assert r"$6, $no\such$." in " ".join(found).replace(r"\$", "$")
+    assert {"Head", "1.", "one goes on", "\u2022", "two", "end", 'a  = "$b$"'} <= set(found)
+    assert not any("|" in text or "---" in text for text in found)
+    assert found["a"].get_fontweight() == "bold"
+    renderer = FigureCanvasAgg(page).get_renderer()
+    right = max(t.get_window_extent(renderer).x1 for text, t in found.items() if text)
+    assert right / page.dpi < 0.6 + 3 * 1.1  # a tenth for hinting
+    assert 2 < end < 5
+
+
+def test_names_and_examples_of_a_csv_files_classes(run, folder, tmp_path, monkeypatch):
+    """What the CSV exercise's report shows: classes, their names, the sweep's findings."""
+    write_folder(tmp_path / "big", classes=10, side=28)
+    run("data", "export-csv", "idx", "--data-dir", tmp_path / "big", "--out", "csv")
+    sets = ["--data", tmp_path / "csv", "--epochs", 1, "--device", "cpu", "-q"]
+    assert run("train", "fashion-logistic", *sets)[0] == 0
+    lines = [
+        "--grid",
+        "train.l2=[0, 0.1]",
+        "--grid",
+        "train.l1=[0]",
+        "--grid",
+        "train.batch_size=[64]",
+    ]
+    grid = [*lines, "--grid", "train.optimizer.learning_rate=[0.1]"]
+    assert run("sweep", "fashion-logistic", *sets, *grid)[0] == 0
+    found = Path("runs/fashion-logistic")
+    text = words(_pages([found], "", None)).replace("\n", " ")
+    assert "Classes" in text and "Findings of the sweep fashion-logistic-sweep" in text
+    assert "2 combinations, chosen by validation accuracy." in text
+    assert "Sandal" not in text  # other images
+    monkeypatch.setattr(classes, "FASHION_MEAN", 112)  # that of these
+    assert words(_pages([found], "", None)).count("Sandal") == 1
+    assert "Sandal" in [t.get_text() for t in confusion(_pages([found], "", None)[0])]
+    named = ",".join("abcdefghij")
+    assert run("report", found, "--class-names", named, "--title", "By hand")[0] == 0
+    [page] = _pages([found], "", None, class_names=tuple("abcdefghij"))
+    assert [t.get_text() for t in confusion(page)] == list("abcdefghij")
+    code, _, err = run("report", found, "--class-names", "a,b")
+    assert code == 2 and err.endswith("error: --class-names: 2 names for 10 classes\n")
+    moved = tmp_path / "other"
+    shutil.copytree(tmp_path / "csv", moved)
+    shutil.rmtree(found)
+    assert run("train", "fashion-logistic", "--data", moved, *sets[2:])[0] == 0
+    assert "Findings" not in words(_pages([found], "", None))  # that sweep had other data
+
+
+def confusion(page):
+    [axes] = [x for x in page.axes if x.get_xlabel() == "predicted class"]
+    return axes.get_xticklabels()
 
 
 def test_several_runs_in_one_folder(trained, run, folder, tmp_path):
