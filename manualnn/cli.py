@@ -54,6 +54,21 @@ DataName = Annotated[
 DataDir = Annotated[
     str | None, typer.Option(help="Folder with the data: torchvision's layout or idx files.")
 ]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--label",
+        metavar="NAME|first|last|N",
+        help="The label's column in CSV files.",
+        show_default="told by the table",
+    ),
+]
+HeaderLine = Annotated[
+    str | None,
+    typer.Option(
+        "--header", metavar="yes|no", help="Whether the first line of CSV files holds names."
+    ),
+]
 RunFolder = Annotated[
     Path | None, typer.Option(help="The run's folder; default runs/NAME.", show_default=False)
 ]
@@ -87,6 +102,8 @@ def train(
     epochs: Epochs = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    label: LabelColumn = None,
+    header: HeaderLine = None,
     resume: Resume = False,
     require_accuracy: Annotated[
         float | None, typer.Option(help="Exit 1 if the test accuracy is below this, in [0, 1].")
@@ -131,7 +148,7 @@ def train(
         "train.seed": seed,
         "train.epochs": epochs,
         "train.compile": compile_ or None,
-        **data_flags(data, data_dir),
+        **data_flags(data, data_dir, label, header),
     }
     resolved = load_config(config, set_, flags)
     if seed is not None and any(member.train.seeds for member in resolved.members()):
@@ -193,6 +210,8 @@ def random_labels(
     set_: Sets = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    label: LabelColumn = None,
+    header: HeaderLine = None,
     out: RunFolder = None,
     device: Device = "auto",
     resume: Resume = False,
@@ -205,7 +224,11 @@ def random_labels(
     """
     from .config import data_flags, load_config
 
-    flags = {"train.seed": seed, "train.epochs": epochs, **data_flags(data, data_dir)}
+    flags = {
+        "train.seed": seed,
+        "train.epochs": epochs,
+        **data_flags(data, data_dir, label, header),
+    }
     resolved = load_config(config, set_, flags)
     counts = _numbers("--samples", samples, int, 1, None)
     fractions = _numbers("--corruption", corruption, float, 0, 1)
@@ -249,6 +272,8 @@ def compare(
     epochs: Epochs = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    label: LabelColumn = None,
+    header: HeaderLine = None,
     out: RunFolder = None,
     device: Device = "auto",
     resume: Resume = False,
@@ -263,7 +288,7 @@ def compare(
         many = None if seeds is None else list(range(seeds))
         if many == []:
             raise InputError(f"--seeds {seeds}: must be at least 1")
-        flags = {"train.epochs": epochs, **data_flags(data, data_dir)}
+        flags = {"train.epochs": epochs, **data_flags(data, data_dir, label, header)}
         resolved = load_config(config, set_, flags | {"train.seeds": many})
 
         from . import compare as comparing
@@ -306,6 +331,8 @@ def show(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
     data_dir: DataDir = None,
+    label: LabelColumn = None,
+    header: HeaderLine = None,
 ) -> None:
     """Show examples of each class as one picture, a row for each class."""
     from . import show as showing
@@ -316,7 +343,7 @@ def show(
         raise InputError(f"--examples {examples}: must be at least 1")
     names = _names(class_names) or None
     figure = showing.show(
-        *_found(data, data_dir, split),
+        *_found(data, data_dir, split, label, header),
         split,
         names,
         examples,
@@ -334,14 +361,23 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 
 def _found(
-    source: str, data_dir: str | None, part: str = "train"
+    source: str,
+    data_dir: str | None,
+    part: str = "train",
+    label: str | None = None,
+    header: str | None = None,
 ) -> "tuple[str, str | dict[str, str] | None]":
     """The name of a data set that is given as NAME|PATH, and its place; of a file as that part."""
-    from .config import data_flags
+    from .config import data_flags, data_place
 
     flags = data_flags(source, data_dir)
-    file = flags.get("data.train")
-    return str(flags["data.name"]), {part: file} if file else flags["data.dir"]
+    name, file = str(flags["data.name"]), flags.get("data.train")
+    if name != "csv" and (label or header):
+        raise InputError(f"--{'label' if label else 'header'} is for CSV files, not {source}")
+    place = data_place(
+        flags.get("data.dir"), **({part: file} if file else {}), label=label, header=header
+    )
+    return name, place
 
 
 data_app = typer.Typer(no_args_is_help=True, help="Data sets as files.")
@@ -363,6 +399,8 @@ def export_csv(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
     data_dir: DataDir = None,
+    label: LabelColumn = None,
+    header: HeaderLine = None,
 ) -> None:
     """Write a data set as train.csv (label first), test.csv (no labels) and test_labels.csv.
 
@@ -375,8 +413,9 @@ def export_csv(
     share = None if keep_split else 0.2 if test is None else test
     if share is not None and not 0 < share < 1:
         raise InputError(f"--test {share:g}: must be between 0 and 1")
-    dataset = data.load(*_found(name, data_dir))
+    dataset = data.load(*_found(name, data_dir, label=label, header=header))
     counts = data.export_csv(dataset, out, seed, share)
+    print(f"read {dataset.read}", file=sys.stderr)
     print("\n".join(f"{out / file}: {count:,} examples" for file, count in counts.items()))
 
 
@@ -387,6 +426,8 @@ def convert(
     ],
     out: Annotated[Path, typer.Option(help="The folder to write, new or empty.")],
     data_dir: DataDir = None,
+    label: LabelColumn = None,
+    header: HeaderLine = None,
 ) -> None:
     """Write a data set as a folder of shards, which may be larger than memory: train with --data.
 
@@ -394,7 +435,7 @@ def convert(
     """
     from . import data
 
-    counts = data.convert(*_found(source, data_dir), out)
+    counts = data.convert(*_found(source, data_dir, label=label, header=header), out)
     print("\n".join(f"{out}: {count:,} {part} examples" for part, count in counts.items()))
 
 
@@ -477,6 +518,8 @@ def sweep(
     epochs: Epochs = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    label: LabelColumn = None,
+    header: HeaderLine = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder; default runs/NAME-sweep.", show_default=False)
     ] = None,
@@ -542,7 +585,11 @@ def sweep(
     if retrain < 0:
         raise InputError(f"--retrain {retrain}: must be at least 0")
     many = list(range(seeds)) if seeds else None
-    flags = {"train.epochs": epochs, "train.seeds": many, **data_flags(data, data_dir)}
+    flags = {
+        "train.epochs": epochs,
+        "train.seeds": many,
+        **data_flags(data, data_dir, label, header),
+    }
     gridded = load_config(config, set_, flags, grid)
     if any(x is not None for x in (storage, study, sampler, trials, batch, heartbeat)) or no_prune:
         if retrain:
@@ -614,6 +661,8 @@ def _share(
     received: list[int] = []
     try:
         print(f"study {name} in {worker.where}: {worker.total} trials", file=sys.stderr)
+        if not quiet:
+            print(f"read {worker.read}", file=sys.stderr)
         try:
             with _stopped_by_signals(worker, received), closing(worker.work()) as lines:
                 for line in lines:
@@ -730,6 +779,8 @@ def lr_find(
     set_: Sets = None,
     data: DataName = None,
     data_dir: DataDir = None,
+    label: LabelColumn = None,
+    header: HeaderLine = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder; default runs/NAME-lr-find.", show_default=False)
     ] = None,
@@ -739,7 +790,7 @@ def lr_find(
     """Find a learning rate: the loss of one population, a network for each rate, as a plot."""
     from .config import data_flags, load_config
 
-    resolved = load_config(config, set_, data_flags(data, data_dir))
+    resolved = load_config(config, set_, data_flags(data, data_dir, label, header))
 
     from . import experiment
     from . import lr_find as finder
@@ -845,6 +896,8 @@ def evaluate(
         ),
     ] = None,
     data_dir: DataDir = None,
+    label: LabelColumn = None,
+    header: HeaderLine = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the pictures; default in the run's own, else evaluation/."),
@@ -871,7 +924,7 @@ def evaluate(
     if predictions is not None or labels is not None:
         if predictions is None or labels is None or weights is not None:
             raise InputError("--predictions and --labels go together, and without WEIGHTS")
-        right, n = evaluating.score_predictions(predictions, labels)
+        right, n = evaluating.score_predictions(predictions, labels, label, header)
         if json_:
             print(experiment.to_json({"accuracy": right / n, "n": n}), end="")
         else:
@@ -883,7 +936,10 @@ def evaluate(
         and (newest / "weights.pkl").exists()
     ):
         weights = str(newest)
-    evaluated = evaluating.evaluate_weights(weights, data, data_dir, split, device)
+    evaluated = evaluating.evaluate_weights(
+        weights, data, data_dir, split, device, label=label, header=header
+    )
+    print(f"read {evaluated.read}", file=sys.stderr)
     evaluation, names, path = evaluated.evaluation, evaluated.class_names, evaluated.path
     is_run = (path.parent / "config.toml").exists()
     name = path.parent.name if is_run else path.stem
@@ -927,6 +983,8 @@ def predict(
         typer.Option(metavar="NAME|PATH", help="In place of INPUT: the test part of a data set."),
     ] = None,
     data_dir: DataDir = None,
+    label: LabelColumn = None,
+    header: HeaderLine = None,
     out: Annotated[
         Path | None, typer.Option(help="The file to write; default stdout.", show_default=False)
     ] = None,
@@ -943,7 +1001,9 @@ def predict(
 
     if (examples is None) == (data is None):
         raise InputError("give either INPUT, a CSV or idx file, or --data")
-    classes, p = evaluating.predict_file(weights, examples, device, data, data_dir)
+    classes, p = evaluating.predict_file(
+        weights, examples, device, data, data_dir, label=label, header=header
+    )
     lines = evaluating.prediction_lines(classes, p if with_probabilities else None)
     if out is None:
         print("\n".join(lines))
@@ -1090,11 +1150,15 @@ def _follow(run: "Run", quiet: bool, out: Path | None = None) -> dict[str, Any]:
     report = _bar if show and sys.stderr.isatty() else _plain
     told: set[int] = set()
     received: list[int] = []
+    read = ""
     try:
         with _stopped_by_signals(run, received):
             for event in report(run):
                 if isinstance(event, Training):
                     told = set()
+                    if show and run.dataset.read != read:
+                        read = run.dataset.read
+                        print(f"read {read}", file=sys.stderr)
                     if show:
                         print(_announce(run), file=sys.stderr)
                 elif isinstance(event, Note):

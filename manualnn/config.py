@@ -22,6 +22,7 @@ from .files import find_shipped, shipped
 DEFAULT = "mnist-mlp"
 # Other flags are called as their key ends.
 FLAGS = {"data.name": "--data", "data.train": "--data", "data.dir": "--data-dir"}
+CSV_ONLY = ("train", "test", "label", "header")  # keys of data
 TABLES = ("data", "model", "train")
 FOLDERS = ("csv", "idx", "shards")  # data sets that are where the user says
 RANGE = ("low", "high", "log", "step")
@@ -39,7 +40,9 @@ def _range(default: Any, **limits: float) -> Any:
 class Data:
     """`valid` is a count, or a fraction where it is a float; `seed` is that of the split.
 
-    `train` and `test` are the files of the data set "csv", in place of a folder `dir`.
+    `train` and `test` are the files of the data set "csv", in place of a folder `dir`; `label` is
+    its label's column ("first", "last", a name or a number from 1; None: told by the table), and
+    `header` says whether its first line holds names.
     `source` is the file that is split, `use_test` false leaves the test set alone, `permute_seed`
     fixes one random order of the pixels, `augment` is as in `["hflip", "shift:2"]`. `labels` are
     those given or their parity; `corruption` is the fraction of the training labels that random
@@ -51,6 +54,8 @@ class Data:
     dir: str | None = None
     train: str | None = None
     test: str | None = None
+    label: str | int | None = None
+    header: Literal["auto", "yes", "no"] | None = None
     class_names: tuple[str, ...] | None = None
     train_samples: int = _range(0, at_least=0)
     valid: int | float = _range(0, at_least=0)
@@ -68,9 +73,8 @@ class Data:
 
     @property
     def place(self) -> str | dict[str, str] | None:
-        """Where the files are: a folder, or the file of each part."""
-        named = {"train": self.train, "test": self.test}
-        return {part: path for part, path in named.items() if path is not None} or self.dir
+        """Where the files are: a folder, or the file of each part; and how tables are read."""
+        return data_place(self.dir, self.train, self.test, self.label, self.header)
 
     @property
     def title(self) -> str:
@@ -381,6 +385,7 @@ def load_config(
     moved = other not in (None, own) and {own, other} & set(FOLDERS)
     no_csv = other not in (None, "csv")
     dropped = ["data.train", "data.test"] if given & PLACES or no_csv else []
+    dropped += ["data.label", "data.header"] if no_csv else []
     for key in [*dropped, *(["data.dir"] if given & PLACES or moved else [])]:
         put(tree, key, None, key)
     for key, value in flags.items():
@@ -416,9 +421,33 @@ def _assignment(option: str, text: str) -> tuple[str, Any]:
         raise InputError(f"{option} {key}: nested too deep") from None
 
 
-def data_flags(value: str | None, data_dir: str | None) -> dict[str, str | None]:
-    """The keys that `--data NAME|PATH` and `--data-dir` set: a path is a CSV file to train on, or a
-    folder of CSV, idx or shard files. Raises InputError."""
+def data_place(
+    folder: str | None,
+    train: str | None = None,
+    test: str | None = None,
+    label: str | int | None = None,
+    header: str | None = None,
+) -> str | dict[str, str] | None:
+    """Where a data set is, as `data.load` takes it: a folder, or a mapping that has the file of
+    each part (or the folder as "dir"), and the user's word on a table's label and header."""
+    named = {"train": train, "test": test}
+    files = {part: path for part, path in named.items() if path is not None}
+    asked = {key: str(x) for key, x in (("label", label), ("header", header)) if x is not None}
+    if asked and folder is not None:
+        files["dir"] = folder
+    return files | asked if files else folder
+
+
+def data_flags(
+    value: str | None, data_dir: str | None, label: str | None = None, header: str | None = None
+) -> dict[str, str | None]:
+    """The keys that `--data NAME|PATH`, `--data-dir`, `--label` and `--header` set: a path is a CSV
+    file to train on, or a folder of CSV, idx or shard files. Raises InputError."""
+    read = {"data.label": label, "data.header": header}
+    return _data_flags(value, data_dir) | {key: x for key, x in read.items() if x is not None}
+
+
+def _data_flags(value: str | None, data_dir: str | None) -> dict[str, str | None]:
     known = get_args(get_type_hints(Data)["name"])
     path = Path(value or "").expanduser()
     is_name = value in known and not (value in FOLDERS and data_dir is None and path.is_dir())
@@ -625,12 +654,13 @@ def _parse_single(
     config = replace(config, name=name, label=label)
     if check:
         config.replicas()  # raises where the lists do not fit together
-        files = [key for key in ("train", "test") if getattr(config.data, key) is not None]
-        if files and config.data.name != "csv":
+        only = [key for key in CSV_ONLY if getattr(config.data, key) is not None]
+        if only and config.data.name != "csv":
             raise InputError(
-                f"{origins.get(f'data.{files[0]}', default)}: data.{files[0]} is for"
+                f"{origins.get(f'data.{only[0]}', default)}: data.{only[0]} is for"
                 f" data.name = 'csv', not {config.data.name!r}"
             )
+        files = [key for key in only if key in ("train", "test")]
         if files and config.data.dir is not None:
             at = origins.get(f"data.{files[0]}", default)
             raise InputError(f"{at}: data.{files[0]} and data.dir do not go together")

@@ -15,29 +15,29 @@ import torch
 from torch import Tensor
 
 from . import distributed, plots
-from .config import Population, data_flags, load_config
+from .config import Population, data_flags, data_place, load_config
 from .data import (
+    Asked,
     Dataset,
     Normalization,
     Place,
     Rows,
     Samples,
     Streamed,
-    are_features,
+    asked_of,
     corrupt,
     csv_files,
     example_shape,
     load,
     load_source,
-    read_examples,
-    read_table,
     relabel,
     split,
 )
+from .data.csv_set import read_features, read_labels
 from .data.labels import label_names
 from .data.prepare import head, select
 from .data.sources import check_labels
-from .data.table import LABELS
+from .data.table import idx_examples
 from .errors import InputError
 from .files import find_shipped
 from .losses import probabilities
@@ -118,6 +118,7 @@ class Evaluated:
     path: Path
     data: str
     where: str
+    read: str = ""  # one line that says what was read
 
 
 def evaluate_weights(
@@ -126,22 +127,30 @@ def evaluate_weights(
     data_dir: Path | str | None = None,
     split: str = "test",
     device: str = "cpu",
+    label: str | None = None,
+    header: str | None = None,
 ) -> Evaluated:
     """Evaluate a weights file (a path, a run folder or a shipped name) on a part of a data set.
 
     By default the network that ships with the package, the data set it was trained on, and its test
     part; "train" and "valid" are the parts its training used. `data` is a data set's name, a CSV
-    file with labels, or a folder of CSV or idx files. Raises InputError.
+    file with labels, or a folder of CSV or idx files; `label` and `header` as in `data.Asked`.
+    Raises InputError.
     """
     if split not in ("test", "train", "valid"):
         raise InputError(f"--split {split}: use test, valid or train")
     path = find_weights(weights or "mnist-mlp")
     network, meta = _load(path, choose_device(device))
     part = "test" if split == "test" else "train"
-    name, place = _data_place(data, data_dir, part)
+    name, place = _data_place(data, data_dir, part, label, header, meta.get("label_column"))
     if name is None:
         name = meta.get("dataset") or "mnist"
-        place = place or _own_place(path, meta)
+        own = _own_place(path, meta) if data_dir is None else None
+        if isinstance(place, dict) and own is not None and not {"train", "test", "dir"} & {*place}:
+            place = {**(own if isinstance(own, dict) else {"dir": str(own)}), **place}
+        place = place or own
+        if name != "csv" and (label or header):
+            raise InputError(f"--{'label' if label else 'header'} is for CSV files, not {name}")
     cut = meta.get("split") or {}
     swapped = cut.get("source") == "test" and data is None
     if swapped and split == "test":
@@ -163,9 +172,9 @@ def evaluate_weights(
     kinds = {key: cut[key] for key in ("labels", "test_labels", "corruption") if cut.get(key)}
     names = label_names(names, **kinds)
     called = f"{name} {split}{' (of the test images)' if swapped else ''}"
-    if isinstance(place, dict) and data is not None:
+    if isinstance(place, dict) and part in place and data is not None:
         called = Path(place[part]).name.partition(".")[0]  # a file is no part of a data set
-    return Evaluated(evaluation, images, names, path, called, dataset.where)
+    return Evaluated(evaluation, images, names, path, called, dataset.where, dataset.read)
 
 
 def find_weights(name: Path | str) -> Path:
@@ -226,6 +235,8 @@ def predict_file(
     device: str = "cpu",
     data: str | None = None,
     data_dir: Path | str | None = None,
+    label: str | None = None,
+    header: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Predicted classes (N,) and probabilities (N, K) of the examples in an idx or CSV file, or
     with `data` in the test part of a data set.
@@ -235,43 +246,32 @@ def predict_file(
     """
     path = find_weights(weights)
     network, meta = _load(path, choose_device(device))
-    images, where = _examples(examples, data, data_dir)
+    place = _data_place(data, data_dir, "test", label, header, meta.get("label_column"))
     inputs = math.prod(network.shape)
-    if images.dim() == 2 and images.shape[1] == inputs + 1:
-        print(f"note: {where}: the first of {inputs + 1} columns is a label", file=sys.stderr)
-        images = images[:, 1:]
-    if images.dim() == 2 and images.shape[1] != inputs:
-        raise InputError(
-            f"{where}: has {images.shape[1]} columns, but {path} takes {inputs}, or"
-            f" {inputs + 1} with a label first"
-        )
+    images, where = _examples(examples, *place, inputs)
     # Normalised some chunks at a time: as float32 all of them would take four times their bytes.
     parts = images.split(8 * network.chunk)
     normalised = (_normalised(part, network, meta, path, where) for part in parts)
     p = torch.cat([_probabilities(network, part) for part in normalised])
+    print(f"read {where}: {len(images):,} examples of {inputs} features", file=sys.stderr)
     return p.argmax(-1), p
 
 
-def score_predictions(predictions: Path, labels: Path) -> tuple[int, int]:
+def score_predictions(
+    predictions: Path, labels: Path, label: str | None = None, header: str | None = None
+) -> tuple[int, int]:
     """How many predictions are right, and how many there are: in each CSV file the only column, the
-    one that the header calls label or the like, or without a header the first.
+    one that the header calls label or the like, or the one that `label` says.
 
-    Raises InputError when they differ in length, or where no column can be a label.
+    Raises InputError when they differ in length, or where it is in doubt which column it is.
     """
-    found, expected = (_classes(path) for path in (predictions, labels))
+    asked = Asked(**{k: x for k, x in (("label", label), ("header", header)) if x is not None})
+    found, expected = (read_labels(path, asked) for path in (predictions, labels))
     if len(found) != len(expected):
         raise InputError(
             f"{predictions} has {len(found)} predictions, but {labels} has {len(expected)} labels"
         )
     return int((found == expected).sum()), len(found)
-
-
-def _classes(path: Path) -> Tensor:
-    table, header = read_table(path)
-    unnamed = header is not None and header[0].lower() not in LABELS
-    if table.shape[1] > 1 and (unnamed or are_features(table, header)):
-        raise InputError(f"{path}: which of its {table.shape[1]} columns is it? call one label")
-    return table[:, 0]
 
 
 def summarise(name: Path | str, data_dir: Path | str | None = None) -> dict[str, Any]:
@@ -315,27 +315,43 @@ def prediction_lines(classes: Tensor, p: Tensor | None = None) -> list[str]:
 
 
 def _data_place(
-    data: str | None, data_dir: Path | str | None, part: str
+    data: str | None,
+    data_dir: Path | str | None,
+    part: str,
+    label: str | None = None,
+    header: str | None = None,
+    trained: str | None = None,
 ) -> tuple[str | None, Place]:
-    """The data set's name and place that `--data NAME|PATH` and `--data-dir` mean for one part."""
+    """The data set's name and place that `--data NAME|PATH`, `--data-dir`, `--label` and `--header`
+    mean for one part; `trained` is the label's column of the training data."""
     flags = data_flags(data, str(data_dir) if data_dir is not None else None)
-    if file := flags.get("data.train"):
-        return flags["data.name"], {part: file}
-    return flags["data.name"], flags["data.dir"]
+    name, file = flags["data.name"], flags.get("data.train")
+    if name not in ("csv", None) and (label or header):
+        raise InputError(f"--{'label' if label else 'header'} is for CSV files, not {name}")
+    place = data_place(flags.get("data.dir"), **({part: file} if file else {}))
+    asked = {"label": label, "header": header, "trained": trained}
+    asked = {key: word for key, word in asked.items() if word is not None}
+    if asked and name in ("csv", None):
+        given = place if isinstance(place, dict) else {"dir": place} if place else {}
+        place = given | asked
+    return name, place
 
 
 def _examples(
-    file: Path | str | None, data: str | None, data_dir: Path | str | None
+    file: Path | str | None, name: str | None, place: Place, width: int
 ) -> tuple[Tensor, str]:
-    """Raw examples, and where they are from: a file, else the test part of a data set."""
+    """Raw examples, and where they are from: a file, else the test part of a data set. `width` is
+    the number of features, as a table may have other columns, too."""
     if file is None:
-        name, place = _data_place(data, data_dir, "test")
         if name != "csv":
             dataset = load(name or "mnist", place, parts=("test",))
             assert dataset.test is not None and isinstance(dataset.test.images, Tensor)
             return dataset.test.images, dataset.where
         file = csv_files(place, ("test",), ())["test"]
-    return read_examples(Path(file)), str(file)
+    found = idx_examples(Path(file))
+    if found is not None:
+        return found, str(file)
+    return read_features(Path(file), asked_of(place), width), str(file)
 
 
 def _own_place(path: Path, meta: dict[str, Any]) -> Place:

@@ -600,6 +600,7 @@ def weights_meta(
         "run": replica.label,
         "seed": replica.seed,
         "dataset": dataset.name,
+        **({"label_column": dataset.label} if dataset.label else {}),
         "class_names": [*names, *map(str, range(len(names), training.network.classes))],
         "normalization": training.data.normalization.to_meta(),
         "loss": population.config.train.loss,

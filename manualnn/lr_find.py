@@ -4,6 +4,7 @@ the same batches (after Smith 2017, "Cyclical learning rates", who sweeps one ne
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +109,8 @@ def _training(config: Config, chosen: list[float], steps: int, device: str) -> T
     )
     single = replace(members[0], train=train)
     copies = tuple(replace(replicas[0], label=f"{x:g}", learning_rate=x) for x in chosen)
-    training, _ = build(Population(single, copies), choose_device(device))
+    training, dataset = build(Population(single, copies), choose_device(device))
+    print(f"read {dataset.read}", file=sys.stderr)
     return training
 
 

@@ -1,5 +1,6 @@
 """Examples of each class of a data set as one picture."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ def show(
             " bytes or a larger square of them"
         )
     order = torch.randperm(len(labels), generator=generator(seed, SHOW_STREAM))
+    print(f"read {dataset.read}", file=sys.stderr)
     rows = [
         _different(select(images, order[labels[order] == k]), examples) for k in labels.unique()
     ]

@@ -1,8 +1,9 @@
 """Data sets as tensors: find the files, read them, split, normalise."""
 
 from .augment import Augment
+from .columns import Asked, find_columns
 from .conversion import convert
-from .csv_set import Place, are_features, csv_files
+from .csv_set import Place, are_features, asked_of, csv_files, take
 from .export import export_csv
 from .generate import generate
 from .idx import read_idx
@@ -12,10 +13,11 @@ from .rows import Rows, Shards, open_shards, verify_shards
 from .shards import ShardWriter
 from .sources import DATASETS, Dataset, Examples, example_shape, load, load_source
 from .stream import Streamed, epoch_order
-from .table import read_examples, read_table
+from .table import open_table, read_examples, read_table
 
 __all__ = [
     "DATASETS",
+    "Asked",
     "Augment",
     "Dataset",
     "Examples",
@@ -28,21 +30,25 @@ __all__ = [
     "Shards",
     "Streamed",
     "are_features",
+    "asked_of",
     "convert",
     "corrupt",
     "csv_files",
     "epoch_order",
     "example_shape",
     "export_csv",
+    "find_columns",
     "generate",
     "load",
     "load_source",
     "open_shards",
+    "open_table",
     "prepare",
     "read_examples",
     "read_idx",
     "read_table",
     "relabel",
     "split",
+    "take",
     "verify_shards",
 ]

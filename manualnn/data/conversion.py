@@ -4,18 +4,21 @@ Shapes: N examples, M columns.
 """
 
 import itertools
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, hint
-from .csv_set import Place, are_bytes, class_labels, csv_files, has_labels, side_of
-from .idx import IdxFile, read_idx
+from .columns import Asked, Columns, are_bytes
+from .csv_set import Place, asked_of, class_labels, columns_of, csv_files, side_of, take
+from .idx import IdxFile, as_images, read_idx
 from .shards import SHARD_BYTES, ShardWriter
 from .sources import NAMES, check_labels, check_part, locate, name_classes
-from .table import read_blocks
+from .table import Layout, Table, place, read_blocks
 
 BYTES = 2**23  # of examples at a time
 NUMBERS = 2**20  # of a table at a time: their lines take many times as much
@@ -27,7 +30,7 @@ class _OtherTypeError(Exception):
 
 
 def convert(
-    name: str, place: Place, folder: Path, shard_bytes: int = SHARD_BYTES
+    name: str, where: Place, folder: Path, shard_bytes: int = SHARD_BYTES
 ) -> dict[str, int]:
     """Write the data set `name`, found as `load` finds it, to a new shard folder; the number of
     examples of each part. Raises InputError, and then leaves nothing.
@@ -35,17 +38,17 @@ def convert(
     Numbers that are no bytes become float32; those of a table that are not images remain (M - 1,).
     """
     if name == "shards":
-        raise InputError(f"{place or name} is a shard folder already: train with --data")
+        raise InputError(f"{where or name} is a shard folder already: train with --data")
     if name not in NAMES:
         raise InputError(f"data set {name!r} cannot be converted; {hint(name, NAMES[:-1])}")
     if name != "csv":
-        assert not isinstance(place, Mapping)
-        return _convert_idx(name, place, folder, shard_bytes)
-    files = csv_files(place, PARTS, ("test",))
+        assert not isinstance(where, Mapping)
+        return _convert_idx(name, where, folder, shard_bytes)
+    files = csv_files(where, PARTS, ("test",))
     try:
-        return _convert_csv(files, torch.uint8, folder, shard_bytes)
+        return _convert_csv(files, asked_of(where), torch.uint8, folder, shard_bytes)
     except _OtherTypeError:
-        return _convert_csv(files, torch.float32, folder, shard_bytes)
+        return _convert_csv(files, asked_of(where), torch.float32, folder, shard_bytes)
 
 
 def _convert_idx(
@@ -73,51 +76,68 @@ def _convert_idx(
         for part, file in images.items():
             start = 0
             for block in file.blocks(BYTES):
+                block = as_images(block)
                 values = block.to(dtype)
                 if not values.to(block.dtype).equal(block):
                     raise InputError(f"{file.path}: holds values that are no float32 numbers")
                 end = start + len(block)
-                writer.add(part, values.view(-1, *shapes[part]), labels[part][start:end])
+                writer.add(part, values.reshape(-1, *shapes[part]), labels[part][start:end])
                 start = end
     return {part: len(own) for part, own in labels.items()}
 
 
 def _convert_csv(
-    files: dict[str, Path], dtype: torch.dtype, folder: Path, shard_bytes: int
+    files: dict[str, Path], asked: Asked, dtype: torch.dtype, folder: Path, shard_bytes: int
 ) -> dict[str, int]:
     """Into examples of `dtype`. Raises _OtherTypeError where they are no bytes, but should be. What
     is left out of `files` is taken out of them, so that it is noted once."""
-    tables, expected = {}, 0
+    tables: dict[str, tuple[Layout, Columns, Iterator[Tensor]]] = {}
+    train: tuple[Layout, Columns] | None = None
     for part, path in list(files.items()):
-        header, blocks = read_blocks(path, NUMBERS)
+        layout, blocks = read_blocks(path, NUMBERS, asked)
         first = next(blocks)
-        if has_labels(part, files, first, header, expected):
-            tables[part] = itertools.chain([first], blocks)
+        columns = columns_of(part, path, layout, first, asked, train)
+        if columns.label is None:
+            del files[part]  # there is nothing to measure on them
         else:
-            del files[part]
-        expected = expected or first.shape[1]
-    side = side_of(expected - 1) if dtype == torch.uint8 else 0
-    shape = (1, side, side) if side else (expected - 1,)
+            tables[part] = layout, columns, itertools.chain([first], blocks)
+        train = train or (layout, columns)
+    assert train is not None
+    width = len(train[1].features)
+    side = side_of(width) if dtype == torch.uint8 else 0
+    shape = (1, side, side) if side else (width,)
     counts, classes = dict[str, int](), 0
     title = files["train"].name.partition(".")[0]
     title = files["train"].absolute().parent.name if title == "train" else title
     with ShardWriter(folder, title, shape, dtype, None, shard_bytes) as writer:
-        for part, table in tables.items():
-            columns: list[Tensor] = []
-            for block in table:
-                columns.append(block[:, 0].clone())
-                labels = columns[-1].long()
-                if not (labels == columns[-1]).all() or (labels < 0).any():
-                    class_labels(torch.cat(columns), files[part], part == "train")  # raises
-                features = block[:, 1:]
+        for part, (layout, columns, blocks) in tables.items():
+            label, path, found = columns.label, files[part], list[Tensor]()
+            assert label is not None
+            for block in blocks:
+                found.append(block[:, label].clone())
+                labels = found[-1].long()
+                if not (labels == found[-1]).all() or (labels < 0).any():
+                    _classes(found, path, layout, label, part)  # raises
+                features = take(block, columns)
                 if dtype == torch.uint8 and not (are_bytes(features) if side else _is_uint8(block)):
                     raise _OtherTypeError
                 writer.add(part, features.to(dtype).reshape(-1, *shape), labels)
-            found = class_labels(torch.cat(columns), files[part], part == "train")
-            classes = classes or int(found.max()) + 1
-            check_labels(found, classes, str(files[part]), files[part])
-            counts[part] = len(found)
+            own = _classes(found, path, layout, label, part)
+            classes = classes or int(own.max()) + 1
+            check_labels(own, classes, str(path), partial(_place, path, layout, label))
+            counts[part] = len(own)
+            said = f"{len(own):,} examples of {width} features, label column {columns.name}"
+            print(f"read {path}: {said}, {int(own.max()) + 1} classes", file=sys.stderr)
     return counts
+
+
+def _classes(found: list[Tensor], path: Path, layout: Layout, label: int, part: str) -> Tensor:
+    table = Table(path, torch.empty(0), layout)
+    return class_labels(torch.cat(found), table, label, part == "train")
+
+
+def _place(path: Path, layout: Layout, label: int, example: int) -> str:
+    return place(path, layout, example, label)
 
 
 def _is_uint8(block: Tensor) -> bool:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -49,6 +49,19 @@ def read_idx(path: Path, md5: str | None = None) -> Tensor:
     if md5 and digest != md5:
         raise _damaged(path, digest, md5)
     return _parse(_unpack(packed, digest, path) if zipped else packed, path)
+
+
+def as_images(values: Tensor) -> Tensor:
+    """Examples of an idx file: (N, H, W) as (N, 1, H, W), (N, H, W, C) with the channels last as
+    (N, C, H, W), others as they are."""
+    if values.dim() == 3:
+        return values.unsqueeze(1)
+    return values.permute(0, 3, 1, 2).contiguous() if has_channels_last(values.shape) else values
+
+
+def has_channels_last(shape: Sequence[int]) -> bool:
+    """Whether images (N, ...) have their 1, 3 or 4 channels as the last dimension: (N, H, W, C)."""
+    return len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)
 
 
 def _unpack(packed: np.ndarray, digest: str, path: Path) -> np.ndarray:

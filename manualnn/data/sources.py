@@ -4,11 +4,12 @@ import hashlib
 import os
 import re
 import socket
+import struct
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -17,11 +18,10 @@ from torch import Tensor
 
 from ..errors import InputError, hint
 from ..files import PACKAGE, cache_folder
-from .csv_set import Place, csv_files, read_csv
-from .idx import read_idx
+from .csv_set import Part, Place, asked_of, csv_files, read_csv
+from .idx import as_images, has_channels_last, read_idx
 from .limits import most_bytes
 from .rows import Rows, open_shards
-from .table import place_of_label
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,12 @@ DATASETS = {
         "https://codh.rois.ac.jp/kmnist/dataset/kmnist/",
     ),
 }
+# md5 of the unpacked label files, of training and of test examples: they tell the sets apart.
+LABELS_MD5 = {
+    "mnist": ("a25bea736e30d166cdddb491f175f624", "27ae3e4e09519cfbb04c329615203637"),
+    "fashion-mnist": ("9018921c3c673c538a1fc5bad174d6f9", "15d484375f8d13e6eb1aabb0c3f46965"),
+    "kmnist": ("949e75301f8813e0dc5800dcc320fc52", "9f55f451c0988b028eccdf7d5cc265ab"),
+}
 NAMES = (*DATASETS, "idx", "csv", "shards")
 LARGEST_DOWNLOAD, LONGEST_DOWNLOAD = 2**26, 600.0  # bytes, seconds for a file
 TIMEOUT = 10.0  # seconds until a server answers at all
@@ -108,6 +114,8 @@ class Dataset:
     train: Examples | None
     test: Examples | None
     class_names: tuple[str, ...] | None
+    read: str = ""  # one line for a reader: examples, features, label column, classes and counts
+    label: str = ""  # the label's column of a table, as --label takes it
 
 
 def load(
@@ -126,11 +134,13 @@ def load(
     if name not in NAMES:
         raise InputError(f"unknown data set {name!r}; {hint(name, NAMES)}")
     md5: dict[tuple[str, str], str] = {}
+    tables: dict[str, Part] = {}
     if name == "shards":
         return _load_shards(data_dir, parts, optional, class_names)
     if name == "csv":
         labelled = csv_files(data_dir, parts, optional)
-        read = {part: Examples(*pair) for part, pair in read_csv(labelled).items()}
+        tables = read_csv(labelled, asked_of(data_dir))
+        read = {part: Examples(of.features, of.labels) for part, of in tables.items()}
         where = ", ".join(map(str, labelled.values()))
     else:
         assert not isinstance(data_dir, Mapping)
@@ -148,10 +158,13 @@ def load(
         class_names = name_classes(name, labels, bool(md5))
     for part, examples in read.items():
         if class_names is not None:
-            path = labelled[part]
-            lines = path if name == "csv" else None
-            check_labels(examples.labels, len(class_names), str(path), lines)
-    return Dataset(name, where, read.get("train"), read.get("test"), class_names)
+            place = tables[part].place if name == "csv" else None
+            check_labels(examples.labels, len(class_names), str(labelled[part]), place)
+    called = {part: of.columns.name for part, of in tables.items()}
+    own = {part: str(of.path) for part, of in tables.items()}
+    said = describe_parts(name, where, read, class_names, called, own)
+    label = next(iter(tables.values())).label if tables else ""
+    return Dataset(name, where, read.get("train"), read.get("test"), class_names, said, label)
 
 
 def name_classes(name: str, labels: dict[str, Tensor], own: bool) -> tuple[str, ...] | None:
@@ -189,7 +202,8 @@ def _load_shards(
     names = class_names or found.class_names
     for examples in read.values():
         check_labels(examples.labels, len(names), str(place))
-    return Dataset("shards", str(place), read.get("train"), read.get("test"), names)
+    said = describe_parts("shards", str(place), read, names, {}, {})
+    return Dataset("shards", str(place), read.get("train"), read.get("test"), names, said)
 
 
 def load_source(
@@ -225,13 +239,45 @@ def example_shape(name: str, data_dir: Place = None) -> tuple[tuple[int, ...], i
     return tuple(dataset.train.images.shape[1:]), len(dataset.class_names)
 
 
-def check_labels(labels: Tensor, classes: int, where: str, table: Path | None = None) -> None:
-    """Raise InputError unless every label is in [0, classes); with the line in a CSV `table`."""
+def describe_parts(
+    name: str,
+    where: str,
+    parts: Mapping[str, Examples],
+    class_names: tuple[str, ...] | None,
+    label_columns: Mapping[str, str],
+    files: Mapping[str, str],
+) -> str:
+    """One line for a reader: the examples, features, label column, classes and counts of each part
+    that was read. `files` names the file of a part where each has its own."""
+    said, shown = [], ""
+    for part, examples in parts.items():
+        shape = tuple(examples.images.shape[1:])
+        size = " x ".join(map(str, shape[1:] if shape[0] == 1 and len(shape) == 3 else shape))
+        size = f"{size} pixels" if len(shape) == 3 else f"{size} features"
+        label = f", label column {label_columns[part]}" if label_columns.get(part) else ""
+        of = f" of {size}{label}" if f"{size}{label}" != shown else ""
+        shown = f"{size}{label}"
+        counts = examples.labels.bincount(minlength=len(class_names or ())).tolist()
+        spread = f"{min(counts):,} to {max(counts):,} each"
+        each = " ".join(f"{count:,}" for count in counts) if len(counts) <= 10 else spread
+        subject = f"{files[part]}:" if part in files else part
+        said.append(
+            f"{subject} {len(examples.labels):,} examples{of}, {len(counts)} classes ({each})"
+        )
+    head = "" if files else f"{where}: " if name in where else f"{name} ({where}): "
+    return f"{head}{'; '.join(said)}"
+
+
+def check_labels(
+    labels: Tensor, classes: int, where: str, place: Callable[[int], str] | None = None
+) -> None:
+    """Raise InputError unless every label is in [0, classes); with the line in a table, where
+    `place` says the place of an example's label."""
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         first = int(wrong[0])
-        at = f", {place_of_label(table, first)}" if table else ""
-        of = "" if table else f" of example {first}"
+        at = f", {place(first)}" if place else ""
+        of = "" if place else f" of example {first}"
         raise InputError(
             f"{where}{at}: label {int(labels[first])}{of} is outside the {classes} classes 0 to"
             f" {classes - 1}"
@@ -244,7 +290,7 @@ def _read_part(
     images = read_idx(images_path, md5.get((part, "images")))
     labels = read_idx(labels_path, md5.get((part, "labels")))
     shape = check_part(tuple(images.shape), images_path, labels, labels_path)
-    return Examples(images.view(shape), labels.long())
+    return Examples(as_images(images).view(shape), labels.long())
 
 
 def check_part(
@@ -254,6 +300,8 @@ def check_part(
     their labels are no data set."""
     if len(shape) == 3:
         shape = (shape[0], 1, *shape[1:])  # one channel
+    elif has_channels_last(shape):
+        shape = (shape[0], shape[3], *shape[1:3])
     if len(shape) not in (2, 4):
         raise InputError(f"{images_path}: examples of {len(shape) - 1} dimensions; 1 to 3 are read")
     if labels.dim() != 1 or labels.is_floating_point():
@@ -281,11 +329,17 @@ def locate(
     required = [key for key in needed if key[0] not in optional]
     if data_dir is not None:
         files = search(Path(data_dir).expanduser(), name, needed, required)
+        if not isinstance(files, str) and (other := _other_set(name, files)):
+            raise InputError(
+                f"{data_dir}: holds {other} by its checksums, not {name}: give --data {other}"
+            )
         if isinstance(files, str):
             raise InputError(files)
         return files, str(data_dir), {}
     if (environment := os.environ.get("MANUALNN_DATA")) is not None:
         files = search(Path(environment).expanduser(), name, needed, required)
+        if not isinstance(files, str) and (other := _other_set(name, files)):
+            files = f"{environment} holds {other}, not {name}"
         if not isinstance(files, str):
             return files, environment, {}
         print(f"note: MANUALNN_DATA: {files}; looking elsewhere", file=sys.stderr)
@@ -297,6 +351,21 @@ def locate(
         if missing:
             _download(name, missing, folder)
     return {key: folder / canonical(*key) for key in needed}, str(folder), known.md5
+
+
+def _other_set(name: str, files: Files) -> str | None:
+    """The known data set that a user's files are, where they are not those of the known `name`."""
+    if name not in DATASETS:
+        return None
+    found = []
+    for part, of_part in (("train", 0), ("test", 1)):
+        if (path := files.get((part, "labels"))) is None:
+            continue
+        labels = read_idx(path)
+        header = struct.pack(">4BI", 0, 0, 8, 1, len(labels)) if labels.dim() == 1 else b""
+        digest = hashlib.md5(header + labels.numpy().tobytes(), usedforsecurity=False).hexdigest()
+        found += [known for known, md5s in LABELS_MD5.items() if md5s[of_part] == digest]
+    return next((known for known in found if known != name), None)
 
 
 def local_folder(name: str) -> Path:
@@ -344,9 +413,20 @@ def files_in(
     if missing or half:
         return (
             f"{folder} lacks {' and '.join(canonical(*key) for key in missing or half)}"
-            f" (plain or .gz) of {name}"
+            f" (plain or .gz) of {name}{_holding(folder)}"
         )
     return {key: files[key] for key in needed if key in files}
+
+
+def _holding(folder: Path) -> str:
+    """What a folder without the idx files holds, and what to do with that."""
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    if not names:
+        return "; it is empty"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    tables = any(name.endswith((".csv", ".csv.gz")) for name in names)
+    how = ": for CSV files give --data FOLDER or FILE" if tables else ""
+    return f"; it holds {', '.join(names[:3])}{more}{how}"
 
 
 def _other(kind: str) -> str:

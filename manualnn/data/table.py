@@ -1,18 +1,22 @@
 """CSV files of numbers: one example per line, a header or none; and idx or CSV told by content.
 
-A file that was read once is kept in the user's cache under the hash of its contents.
+A file that was read once is kept in the user's cache under the hash of its contents, with a
+checksum of the numbers.
 
 Shapes: N examples, M columns.
 """
 
+import csv
 import gzip
 import hashlib
 import itertools
 import re
+import sys
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +25,14 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import cache_folder, replacing
-from .idx import GZIP, read_idx
+from .columns import INDEX, Asked, is_header, is_number
+from .idx import GZIP, as_images, has_channels_last, read_idx
 from .limits import file_size, most_bytes
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 LONGEST = 2**26  # characters of a line: more is no line of numbers, but memory without end
 CACHED = 2**20  # bytes: smaller files are read as fast as their cache
 TYPES = (np.uint8, np.float32)  # of numbers in text; the first is read nine times as fast
-# A column of one of these names is moved to the front.
-LABELS = ("label", "class", "target", "prediction")
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
 
 
@@ -37,6 +40,16 @@ def read_examples(path: Path) -> Tensor:
     """The examples in an idx file (N, H, W) or a CSV file (N, M), plain or .gz, told by content.
 
     Raises InputError when it is neither, damaged, or holds what is no finite float32.
+    """
+    found = idx_examples(path)
+    return open_table(path).values if found is None else found
+
+
+def idx_examples(path: Path) -> Tensor | None:
+    """The examples in an idx file (N, H, W) or (N, C, H, W), plain or .gz; None where its content
+    is not idx, but may be a table.
+
+    Raises InputError when it is damaged, or holds what is no finite float32.
     """
     try:
         file_size(path)
@@ -48,7 +61,7 @@ def read_examples(path: Path) -> Tensor:
     except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read: {_reason(error)}") from None
     if start != b"\0\0":
-        return read_table(path)[0]
+        return None
     images = read_idx(path)
     if images.dim() < 2 or not images.numel():
         raise InputError(
@@ -59,58 +72,96 @@ def read_examples(path: Path) -> Tensor:
         wrong = (~(images.abs() <= FLOAT32_MAX)).flatten(1).any(1).nonzero()
         if len(wrong):
             raise InputError(f"{path}: example {int(wrong[0])} holds a value that is not finite")
-    return images
+    return as_images(images) if has_channels_last(images.shape) else images
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The first line of a CSV file: the names of its columns (None: it is an example), how many
+    columns there are, and whether a column of row names stands before them, which is not read."""
+
+    header: list[str] | None
+    columns: int
+    row_names: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """The numbers of a CSV file, `values` (N, M), in its order of columns; `header` are its M names
+    or None."""
+
+    path: Path
+    values: Tensor
+    layout: Layout
+
+    @property
+    def header(self) -> list[str] | None:
+        return self.layout.header
+
+    def place(self, example: int, column: int) -> str:
+        """The line and column in the file of a value."""
+        return place(self.path, self.layout, example, column)
+
+
+def open_table(path: Path, asked: Asked = Asked()) -> Table:  # noqa: B008
+    """The numbers of a CSV file: uint8 where all are whole numbers from 0 to 255, as pixels are,
+    else float32. Raises InputError with the line and the column of what is no finite number, or of
+    a line of another length, and where it is in doubt whether the first line is a header."""
+    layout = _layout(path, asked)
+    return Table(path, torch.from_numpy(_values(path, layout)), layout)
 
 
 def read_table(path: Path) -> tuple[Tensor, list[str] | None]:
-    """The numbers of a CSV file (N, M), and its header if it has one.
-
-    A header is a first line of names alone, or of a name and column numbers: a typing error in the
-    first example must not make it one. A column that the header calls label, class, target or
-    prediction comes first, wherever it stands in the file.
-
-    uint8 where all are whole numbers from 0 to 255, as pixels are, else float32. Raises InputError
-    with the line and the column of what is no finite number, or of a line of another length.
-    """
-    _, header = _first_line(path)
-    values = torch.from_numpy(_values(path, header))
-    if header and (own := _label_column(header)):
-        order = [own, *(i for i in range(len(header)) if i != own)]
-        return values[:, order], [header[i] for i in order]
-    return values, header
+    """The numbers of a CSV file (N, M) and its header, if any, as `open_table` reads them."""
+    table = open_table(path)
+    return table.values, table.header
 
 
-def read_blocks(path: Path, most: int) -> tuple[list[str] | None, Iterator[Tensor]]:
-    """What `read_table` reads, some lines at a time, about `most` numbers: of uint8 or of float32,
+def read_blocks(path: Path, most: int, asked: Asked) -> tuple[Layout, Iterator[Tensor]]:
+    """What `open_table` reads, some lines at a time, about `most` numbers: of uint8 or of float32,
     as each allows. The file may be larger than memory."""
-    names, header = _first_line(path)
-    own = _label_column(header) if header else 0
-    order = [own, *(i for i in range(len(names)) if i != own)]
-    blocks = _blocks(path, header, len(names), max(1, most // len(names)))
-    if not own:
-        return header, blocks
-    return [names[i] for i in order], (block[:, order] for block in blocks)
+    layout = _layout(path, asked)
+    return layout, _blocks(path, layout, max(1, most // layout.columns))
 
 
-def _first_line(path: Path) -> tuple[list[str], list[str] | None]:
-    """The fields of the first line, and the header that they are, if they are one."""
+def place(path: Path, layout: Layout, example: int, column: int) -> str:
+    """The line and column in the file of an example's value."""
+    lines = itertools.islice(_lines(path), int(layout.header is not None), None)
+    number, _ = next(itertools.islice(lines, example, None))
+    return f"line {number}, column {column + 1 + layout.row_names}"
+
+
+def _layout(path: Path, asked: Asked) -> Layout:
+    """Told by the first two lines."""
     try:
-        _, first = next(_lines(path), (0, ""))
+        lines = [_fields(line) for _, line in itertools.islice(_lines(path), 2)]
     except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as text: {_reason(error)}") from None
-    names = _fields(first)
-    return names, names if _is_header(names) else None
+    names, second = lines[0] if lines else [""], lines[1] if len(lines) > 1 else []
+    if not is_header(names, second, asked, path):
+        return Layout(None, len(names))
+    if len(second) == len(names) + 1:  # as R writes a table with row names
+        names = ["", *names]
+    elif asked.header != "yes" and all(map(is_number, names)):
+        _say(path, "its first line holds column numbers; it is taken for a header")
+    text = len(names) > 1 and names[0].lower() in INDEX and second and not is_number(second[0])
+    if text:
+        _say(path, f"column 1 ({names[0]!r}) holds row names; it is left out")
+        return Layout(names[1:], len(names) - 1, True)
+    return Layout(names, len(names))
 
 
-def _blocks(path: Path, header: list[str] | None, columns: int, rows: int) -> Iterator[Tensor]:
+def _say(path: Path, text: str) -> None:
+    print(f"note: {path}: {text}", file=sys.stderr)
+
+
+def _blocks(path: Path, layout: Layout, rows: int) -> Iterator[Tensor]:
     """The numbers below the header, so many rows at a time; InputError as `_parse` raises it."""
     try:
-        lines = (line for _, line in _lines(path))
-        if header:
-            next(lines)
+        lines = _below((line for _, line in _lines(path)), layout)
         found = False
         while some := list(itertools.islice(lines, rows)):
-            values = _numbers(some, columns)
+            values = _numbers(some, layout.columns)
             if values is None:
                 break
             found = True
@@ -119,7 +170,7 @@ def _blocks(path: Path, header: list[str] | None, columns: int, rows: int) -> It
             return
     except UNREADABLE:
         pass
-    raise InputError(f"{path}: {_fault(path, header)}")
+    raise InputError(f"{path}: {_fault(path, layout)}")
 
 
 def _numbers(lines: list[str], columns: int) -> np.ndarray | None:
@@ -132,36 +183,36 @@ def _numbers(lines: list[str], columns: int) -> np.ndarray | None:
     return None
 
 
-def place_of_label(path: Path, example: int) -> str:
-    """The line and column in the file of an example's label."""
-    lines = _lines(path)
-    number, first = next(lines)
-    names = _fields(first)
-    numbers = [] if _is_header(names) else [number]
-    numbers += [number for number, _ in itertools.islice(lines, example + 1)]
-    column = _label_column(names) + 1 if _is_header(names) else 1
-    return f"line {numbers[example]}, column {column}"
+def _below(lines: Iterator[str], layout: Layout) -> Iterator[str]:
+    """The lines of numbers: without the header and without row names."""
+    if layout.header is not None:
+        next(lines, None)
+    return (_ROW_NAME.sub("", line, count=1) for line in lines) if layout.row_names else lines
 
 
-def _label_column(header: list[str]) -> int:
-    """Which column holds the labels: that which is called so, else the first."""
-    own = [i for i, name in enumerate(header) if name.lower() in LABELS]
-    return own[0] if len(own) == 1 else 0
+_ROW_NAME = re.compile(r'\s*("[^"]*"|[^,]*),')
 
 
-def _values(path: Path, header: list[str] | None) -> np.ndarray:
+def _values(path: Path, layout: Layout) -> np.ndarray:
     """The numbers below the header, from the cache where they are in it."""
-    cached = _cached(path)
+    cached = _cached(path, layout)
     if cached:
-        with suppress(OSError, ValueError, EOFError):
-            values = np.load(cached, allow_pickle=False)
-            if values.ndim == 2 and values.dtype in (np.uint8, np.float32):
+        with suppress(OSError, ValueError, EOFError), cached.open("rb") as file:
+            values = np.load(file, allow_pickle=False)
+            known = values.ndim == 2 and values.dtype in (np.uint8, np.float32)
+            if known and file.read() == _checksum(values):
                 return values
-    values = _parse(path, header)
+    values = _parse(path, layout)
     if cached:
-        with suppress(OSError), replacing(cached) as temporary:
-            np.save(temporary, values)
+        with suppress(OSError), replacing(cached) as temporary, temporary.open("wb") as file:
+            np.save(file, values)
+            file.write(_checksum(values))
     return values
+
+
+def _checksum(values: np.ndarray) -> bytes:
+    start = zlib.crc32(f"{values.dtype} {values.shape}".encode())
+    return zlib.crc32(np.ascontiguousarray(values).data, start).to_bytes(4, "little")
 
 
 def _reason(error: BaseException) -> str:
@@ -170,7 +221,7 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _cached(path: Path) -> Path | None:
+def _cached(path: Path, layout: Layout) -> Path | None:
     """Where the decoded contents of a large file belong."""
     try:
         if path.stat().st_size < CACHED:
@@ -179,26 +230,25 @@ def _cached(path: Path) -> Path | None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
-    return cache_folder() / "decoded" / f"{digest}.npy"
+    kind = f"{int(layout.header is not None)}{int(layout.row_names)}"  # what is left out of it
+    return cache_folder() / "decoded" / f"{digest}-{kind}.npy"
 
 
-def _parse(path: Path, header: list[str] | None) -> np.ndarray:
+def _parse(path: Path, layout: Layout) -> np.ndarray:
     """The numbers below the header; InputError with the place of the first that is none."""
     for dtype in TYPES:
         try:
             rows = _rows(path, np.dtype(dtype).itemsize)
-            if header:
-                next(rows)
-            values = _load(rows, dtype)
+            values = _load(_below(rows, layout), dtype)
         except InputError:
             raise
         except (ValueError, Warning, *UNREADABLE):
             continue
-        if header and values.shape[1] != len(header):
+        if values.shape[1] != layout.columns:
             continue
         if values.size and (dtype is np.uint8 or np.isfinite(values).all()):
             return values
-    raise InputError(f"{path}: {_fault(path, header)}")
+    raise InputError(f"{path}: {_fault(path, layout)}")
 
 
 def _load(lines: Iterable[str], dtype: type) -> np.ndarray:
@@ -234,27 +284,14 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _fields(line: str) -> list[str]:
-    fields = [field.strip() for field in line.split(",")]
-    return [f[1:-1] if len(f) > 1 and f[0] == f[-1] == '"' else f for f in fields]
-
-
-def _is_header(names: list[str]) -> bool:
-    if not any(map(_is_number, names)):
-        return names != [""]
-    counted = [str(i) for i in range(len(names))]
-    return not _is_number(names[0]) and names[1:] in (counted[1:], counted[:-1])
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return text.isascii() and "_" not in text  # which Python reads, and numpy does not
+    if '"' in line:
+        with suppress(csv.Error, StopIteration):
+            return [field.strip() for field in next(csv.reader([line], skipinitialspace=True))]
+    return [field.strip() for field in line.split(",")]
 
 
 def _is_finite(text: str) -> bool:
-    return _is_number(text) and bool(abs(float(text)) <= FLOAT32_MAX)
+    return is_number(text) and bool(abs(float(text)) <= FLOAT32_MAX)
 
 
 def _no_number(field: str) -> str:
@@ -263,23 +300,29 @@ def _no_number(field: str) -> str:
     return "is not a finite number"
 
 
-def _fault(path: Path, header: list[str] | None) -> str:
-    """What is wrong with a file that could not be read, and where."""
-    columns = len(header) if header else 0
-    examples = -1 if header else 0
+def _fault(path: Path, layout: Layout) -> str:
+    """The first fault of a file that could not be read as numbers, and its place."""
+    before = int(layout.row_names)
+    columns = layout.columns + before
+    examples = -1 if layout.header is not None else 0
     try:
         for number, line in _lines(path):
             fields = _fields(line)
-            columns = columns or len(fields)
-            if len(fields) != columns:
+            short = before and examples < 0 and len(fields) == columns - 1  # R's header
+            if len(fields) != columns and not short:
                 return f"line {number}: has {len(fields)} columns, the first line has {columns}"
-            for column, field in enumerate(fields if examples >= 0 else (), 1):
+            for column, field in enumerate(fields[before:] if examples >= 0 else (), 1 + before):
                 if not _is_finite(field):
-                    label = field.isalpha() and column in (1, columns)
-                    hint = "; a label is a whole number from 0" if label else ""
-                    what = f"{field[:40]!r} {_no_number(field)}{hint}"
-                    return f"line {number}, column {column}: {what}"
+                    return f"line {number}, column {column}: {_no_value(field, column, columns)}"
             examples += 1
     except UNREADABLE as error:
         return f"cannot be read as text: {_reason(error)}"
     return "cannot be read as numbers" if examples > 0 else "holds no examples"
+
+
+def _no_value(field: str, column: int, columns: int) -> str:
+    if not field:
+        return "a value is missing; fill it in, or leave the line out"
+    is_label = field.replace("-", "").replace(" ", "").isalpha() and column in (1, columns)
+    hint = "; a label is a whole number from 0" if is_label else ""
+    return f"{field[:40]!r} {_no_number(field)}{hint}"

@@ -165,6 +165,7 @@ class Worker:
         [population] = check(self.config.at([first], ["first"])).populations()
         alone = replace(population, replicas=population.replicas[:1])
         _, dataset = build(alone, self.device, self._data)
+        self.read = dataset.read
         keys = dict(flatten(self.config.to_dict()))
         settings = {
             **{key: value for key, value in keys.items() if key not in PLACES},
