@@ -939,7 +939,6 @@ def evaluate(
     evaluated = evaluating.evaluate_weights(
         weights, data, data_dir, split, device, label=label, header=header
     )
-    print(f"read {evaluated.read}", file=sys.stderr)
     evaluation, names, path = evaluated.evaluation, evaluated.class_names, evaluated.path
     is_run = (path.parent / "config.toml").exists()
     name = path.parent.name if is_run else path.stem
@@ -949,6 +948,7 @@ def evaluate(
         evaluating.draw_evaluation(
             evaluation, evaluated.images, names, f"{name}, {evaluated.data} set", folder
         )
+    print(f"read {evaluated.read}", file=sys.stderr)
     per_class = evaluation.per_class(names)
     if json_:
         result = {

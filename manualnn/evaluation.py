@@ -329,8 +329,8 @@ def _data_place(
     if name not in ("csv", None) and (label or header):
         raise InputError(f"--{'label' if label else 'header'} is for CSV files, not {name}")
     place = data_place(flags.get("data.dir"), **({part: file} if file else {}))
-    asked = {"label": label, "header": header, "trained": trained}
-    asked = {key: word for key, word in asked.items() if word is not None}
+    words = {"label": label, "header": header, "trained": trained}
+    asked = {key: word for key, word in words.items() if word is not None}
     if asked and name in ("csv", None):
         given = place if isinstance(place, dict) else {"dir": place} if place else {}
         place = given | asked
