@@ -42,7 +42,7 @@ def names_of(trained: Trained, examples: Examples | None) -> list[str]:
     data = trained.config.data
     if data.name != "csv" or data.class_names or examples is None:
         return []
-    called = str(trained.figures["run"]).startswith("fashion")
+    called = any(n.startswith("fashion") for n in (trained.figures["run"], trained.config.name))
     images = examples.images
     if not called or trained.figures["classes"] != 10 or images.shape[1:] != (1, 28, 28):
         return []
@@ -78,13 +78,12 @@ def class_grid(examples: Examples, names: Sequence[str], rows: int) -> Block:
 
 
 def sweep_of(folder: Path, trained: Trained) -> tuple[Path, str] | None:
-    """The folder and the findings of the sweep that a run's settings come from: the run lies in it,
-    or it is the newest of the same config, beside the run or in `runs/`, on the same data."""
+    """The folder and findings of the sweep that a run's settings come from: the run is it, lies in
+    it, or it is the newest of the same config, beside the run or in `runs/`, on the same data."""
     name = f"{trained.figures['run']}-sweep"
-    for sweep in dict.fromkeys(
-        [folder.parent, folder.parent / name, *runs_called(name, "sweep.json")]
-    ):
-        with suppress(OSError, ValueError, KeyError, TypeError):
+    places = [folder, folder.parent, folder.parent / name, *runs_called(name, "sweep.json")]
+    for sweep in dict.fromkeys(places):
+        with suppress(OSError, ValueError, KeyError, TypeError, StopIteration):
             findings = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["findings"]
             files = [sweep / file for file in ("config.toml", "best.toml")]
             config = load_config(next(file for file in files if file.is_file()))

@@ -187,7 +187,7 @@ def _mnist(
 def _saved(
     pages: "list[Figure]", temporary: Path, folders: list[Path], options: dict[str, Any]
 ) -> Path:
-    title = options["title"] or folders[0].name
+    title = options["title"] or folders[0].resolve().name
     save_pages(pages, temporary / "report.pdf", title, options["author"])
     return temporary / "report.pdf"
 

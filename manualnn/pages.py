@@ -45,7 +45,8 @@ def new_page(title: str, author: str = "") -> "Figure":
     from matplotlib.figure import Figure
 
     page = Figure(figsize=(WIDTH, HEIGHT))
-    size = min(17.0, 17 * 52 / max(len(title), 1)) if not author else min(17.0, 900 / len(title))
+    room = INSIDE - 0.085 * len(author) - 0.2  # letters of 17 points are 0.165 inches wide, about
+    size = max(8.0, min(17.0, 17 * room / (0.165 * max(len(title), 1))))
     draw_text(page, MARGIN, 0.5, title, fontsize=size, fontweight="bold")
     draw_text(page, WIDTH - MARGIN, 0.58, author, fontsize=10, ha="right")
     line = panel(page, MARGIN, 0.88, INSIDE, 0.01)

@@ -53,7 +53,11 @@ class Layout:
     first: bool = False
 
 
-LAYOUTS = (Layout(), Layout(8), Layout(9, 1, True), Layout(8, 1, True))  # as room gets scarce
+# As room gets scarce.
+LAYOUTS = (
+    *(Layout(), Layout(8), Layout(9, 1, True), Layout(8, 1, True)),
+    *(Layout(8, 0), Layout(8, 0, True)),
+)
 
 
 def report(
@@ -77,7 +81,7 @@ def report(
     """
     path = out or folders[0] / "report.pdf"
     pages = draw(folders, author, notes, derivation, preface, title, class_names, derivation_page)
-    save_pages(pages, path, title or folders[0].name, author)
+    save_pages(pages, path, title or folders[0].resolve().name, author)
     return path
 
 
@@ -124,6 +128,8 @@ def _pages(
         except _FullError as full:
             room = full
     lines = int(height_of(blocks) / (markdown.LINE * 8 / 72))
+    if room.page == 0:
+        raise InputError(f"{folders[0]}: {-room.left:.1f} inches of its page do not fit")
     if room.page == 1:
         raise InputError(f"{notes or 'the text'}: longer than a page; a report has two")
     free = int(max(room.left + height_of(blocks), 0) / (markdown.LINE * 8 / 72))
@@ -156,8 +162,8 @@ def _compose(
     for number, run in enumerate(runs):
         after = [*run.findings(layout.size), *(on_first if number == 0 else [])]
         after += on_last if number == 1 else []
-        name = title or run.folder.name
-        of = f": {run.folder.name}" if title and number else ""
+        name = title or run.name
+        of = f": {run.name}" if title and number else ""
         rows = layout.rows if number == 0 or not run.is_like(runs[0]) else 0
         page, end = run.page(f"{name}{of}", author if not pages else "", after, rows)
         if end > BOTTOM:
@@ -165,7 +171,7 @@ def _compose(
         pages.append(page)
     if len(runs) == 1 and on_last:
         if end + height_of(on_last) > BOTTOM:
-            page, end = new_page(f"{title or runs[0].folder.name}: notes"), TOP + 0.1
+            page, end = new_page(f"{title or runs[0].name}: notes"), TOP + 0.1
             pages.append(page)
         if (left := BOTTOM - end - height_of(on_last)) < 0:
             raise _FullError(1, left)
@@ -194,6 +200,7 @@ class _Run:
 
     def __init__(self, folder: Path, class_names: tuple[str, ...]) -> None:
         self.folder, self.given = folder, class_names
+        self.name = folder.resolve().name
         self.is_memorised = (folder / "random-labels.json").is_file()
 
     @cached_property
