@@ -160,8 +160,8 @@ def _is_deep(folder: Path) -> bool:
 
 
 Files = dict[str, Path | str]
-PLACES = """The data are the idx
-files beside this file (plain or .gz), in MNIST/raw or in data/MNIST/raw, else those packed."""
+PLACES = """The data are the idx files beside this file (plain or .gz), in MNIST/raw or in
+data/MNIST/raw, else those packed."""
 
 
 def _mnist(
