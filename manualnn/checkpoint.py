@@ -11,7 +11,7 @@ import torch
 
 from .errors import InputError
 from .files import replacing
-from .safe import read_tensors
+from .safe import read_tensors, scan
 
 LAST, PREVIOUS = "checkpoint.pt", "checkpoint-before.pt"
 
@@ -33,7 +33,7 @@ class Saver:
         """Take a copy of the state, and have it written; then call `then`, which may write more."""
         self.flush()
         copied = io.BytesIO()
-        torch.save(state, copied)
+        torch.save(_dense(state), copied)
         self._pending = self._writer.submit(self._write, copied, then)
 
     def flush(self) -> None:
@@ -44,8 +44,26 @@ class Saver:
 
     def _write(self, copied: io.BytesIO, then: Callable[[], None]) -> None:
         with replacing(self.folder / LAST, self.folder / PREVIOUS) as temporary:
-            temporary.write_bytes(copied.getbuffer())
+            with copied.getbuffer() as content:
+                temporary.write_bytes(content)
+            # By the reader's rules, before it takes the place of one that can be read.
+            found = scan(temporary, "checkpoint")
+            if found.problem or found.unsafe:
+                raise OSError(f"its checkpoint would be refused: {found.problem or found.unsafe}")
         then()
+
+
+def _dense(value: Any) -> Any:
+    """The same tree with tensors that hold just their own numbers: a view stores all that it is a
+    part of, and one that repeats numbers is refused by the reader."""
+    if isinstance(value, torch.Tensor):
+        own = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
+        return value if own else value.clone(memory_format=torch.contiguous_format)
+    if isinstance(value, dict):
+        return {key: _dense(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_dense(item) for item in value)
+    return value
 
 
 def read(folder: Path) -> tuple[Path, Any] | None:

@@ -42,10 +42,10 @@ def digest(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def data_digest(dataset: Dataset) -> str:
+def data_digest(dataset: Dataset, parts: tuple[str, ...] = ("train", "test")) -> str:
     """SHA-256 of the examples of a data set, with their types, shapes and order."""
     found = hashlib.sha256()
-    for examples in (dataset.train, dataset.test):
+    for examples in (getattr(dataset, part) for part in parts):
         for tensor in (examples.images, examples.labels) if examples else ():
             if isinstance(tensor, Rows):  # whose checksums are known
                 found.update(tensor.digest().encode())

@@ -1316,7 +1316,9 @@ def _print_metrics(metrics: dict[str, Any], folder: Path) -> None:
             figures += f"  reached in epoch {run['epochs_to_target'] or '-'}"
         print(f"  {run['run']}, seed {run['seed']}: {figures}  {run['ended'] or ''}".rstrip())
     if "runs" in metrics:
-        print(f"weights.pkl is {metrics['weights']['run']}, seed {metrics['weights']['seed']}")
+        kept = metrics["weights"]
+        why = f": {kept['chosen_by']}" if "chosen_by" in kept else ""
+        print(f"weights.pkl is {kept['run']}, seed {kept['seed']}{why}")
     speed = metrics["samples_per_second"] or 0
     print(
         f"{metrics['parameters']:,} parameters, {metrics['epochs']} epochs,"

@@ -15,7 +15,7 @@ from .config import Config, without_columns
 from .errors import InputError
 from .experiment import to_json
 from .files import write_csv, write_text, writing
-from .results import Trained, by_label, mean_and_std, read_run
+from .results import Trained, by_label, mean_and_std, rank_of, read_run
 
 COLUMNS = (
     *("run", "parameters", "n", "diverged", "part", "final_accuracy", "final_accuracy_std"),
@@ -131,7 +131,7 @@ def findings(rows: Sequence[dict[str, Any]], groups: dict[str, list[Trained]], w
         text.append(f"{row['run']}: {row['diverged']} of {row['n']} diverged.")
     if not finished:
         return " ".join([*text, "None finished."])
-    ordered = sorted(finished, key=lambda row: -row["final_accuracy"])
+    ordered = sorted(finished, key=lambda row: rank_of(row["final_accuracy"], row["final_loss"]))
     best = ordered[0]
     text.append(f"Best at the end is {best['run']} with {_percent(best, 'final_accuracy')}")
     if len(ordered) > 1:

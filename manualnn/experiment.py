@@ -37,6 +37,7 @@ from .files import (
     writing,
 )
 from .network import Network, save_weights
+from .results import best_network, chosen_by
 from .steps import evenly, threads
 from .training import DTYPES, Event, Note, Record, Training, most_at_once
 
@@ -209,6 +210,7 @@ class Run:
         self.sizes: list[list[int]] = []  # of each population the numbers of networks at once
         self.data_digests: list[str] = []
         self._digested: tuple[Dataset, str] | None = None
+        self._part_digests: dict[str, str] = {}  # of the current data set's parts
         self._held: FileLock | None = None
         found = distributed.on_main(self._last_checkpoint) if held else None
         state = distributed.together(lambda: self._restore(*found)) if found else None
@@ -224,6 +226,7 @@ class Run:
         self._saved_step, self.saved = -1, "nothing yet"
         self._begin()
         if state is not None:
+            distributed.together(self._check_data)
             distributed.together(lambda: self._resume(state))
             self.saved = self._position()
         self.folder = distributed.on_main(lambda: self._write_config(out, held))
@@ -349,6 +352,7 @@ class Run:
         self._saved_step = training.step_number
         state = {name: getattr(self, name) for name in _BEFORE} | {"name": self.config.name}
         state |= {"config": self._digest, "training": training.state()}
+        state["data"] = self._digest_parts()
         if not distributed.is_main():
             return
         state["finished"] = [vars(record) for record in self.finished]
@@ -414,11 +418,27 @@ class Run:
             for name in _BEFORE:
                 setattr(self, name, state[name])
             self.finished = [Record(**record) for record in state["finished"]]
+            self._data_before = dict(state.get("data", {}))  # older ones have none
             # A network without a label is called after its config, which may be another file now.
             self.config = parse_config(self.config.to_dict(), state["name"])
             return state["training"]
         except (KeyError, TypeError) as error:
             raise self._unfit(error) from None
+
+    def _check_data(self) -> None:
+        """Raise InputError where the data are not those that the run was interrupted on."""
+        for part, before in self._data_before.items():
+            if self._digest_parts().get(part) != before:
+                where = self.dataset.files.get(part, self.dataset.where)
+                raise InputError(
+                    f"{where}: the {part} examples have changed since this run was interrupted;"
+                    f" bring them back, or start anew with another --out than {self.folder}"
+                )
+
+    def _digest_parts(self) -> dict[str, str]:
+        """The digest of each part of the current data set, computed once."""
+        self._data_digest()
+        return self._part_digests
 
     def _resume(self, state: dict[str, Any]) -> None:
         try:
@@ -488,6 +508,8 @@ class Run:
         """The current data set's, computed once."""
         if self._digested is None or self._digested[0] is not self.dataset:
             self._digested = self.dataset, data_digest(self.dataset)
+            parts = [part for part in ("train", "test") if getattr(self.dataset, part) is not None]
+            self._part_digests = {part: data_digest(self.dataset, (part,)) for part in parts}
         return self._digested[1]
 
     def note_data(self) -> None:
@@ -507,7 +529,7 @@ class Run:
 
     def _write_results(self) -> dict[str, Any]:
         write_history(self.folder / "history.csv", self.finished)
-        best = _best(self.runs)
+        best = best_network(self.runs)
         if self.several:
             with replacing(self.folder / "weights.pkl") as temporary:
                 temporary.write_bytes(self._weights_path(self.runs[best]).read_bytes())
@@ -662,14 +684,6 @@ def to_json(value: Any) -> str:
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _best(runs: list[dict[str, Any]]) -> int:
-    """The replica of `weights.pkl`: the best validation accuracy, else the first not diverged."""
-    return max(
-        range(len(runs)),
-        key=lambda r: (not runs[r]["diverged"], runs[r]["valid_accuracy"] or 0.0, -r),
-    )
-
-
 def _summary(runs: list[dict[str, Any]], best: int) -> dict[str, Any]:
     """One run's figures as they are; several as means and sample standard deviations of those that
     did not diverge, with n, and each in `runs`; `weights` says which one weights.pkl is."""
@@ -684,6 +698,8 @@ def _summary(runs: list[dict[str, Any]], best: int) -> dict[str, Any]:
     summary |= {"epochs": max(run["epochs"] for run in runs), "seed": runs[0]["seed"]}
     summary |= {"n": len(counted), "diverged": sum(run["diverged"] for run in runs)}
     summary["weights"] = {key: runs[best][key] for key in ("run", "seed")}
+    if len(runs) > 1:
+        summary["weights"]["chosen_by"] = chosen_by(runs)
     summary |= {key: runs[best][key] for key in _SHARED}
     summary["ended"] = runs[0]["ended"] if len(runs) == 1 else None
     if len(runs) > 1:

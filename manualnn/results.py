@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,6 +68,41 @@ def mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | 
         statistics.fmean(known) if known else None,
         statistics.stdev(known) if len(known) > 1 else None,
     )
+
+
+def best_network(runs: Sequence[dict[str, Any]]) -> int:
+    """The place of the best network among the `runs` of metrics.json: the one rule for weights.pkl,
+    sweeps and reports.
+
+    Of those that did not diverge: the highest validation accuracy, then the lowest validation loss,
+    then the first. Networks that differ in their seed alone are first compared by their means. The
+    test set has no part in it; without validation data the first is taken.
+    """
+    groups: dict[str, list[int]] = {}
+    for r, run in enumerate(runs):
+        if not run["diverged"] or all(other["diverged"] for other in runs):
+            groups.setdefault(run["run"], []).append(r)
+
+    def rank(of: list[int]) -> tuple[bool, float, float]:
+        accuracy, _ = mean_and_std([runs[r]["valid_accuracy"] for r in of])
+        loss, _ = mean_and_std([runs[r]["valid_loss"] for r in of])
+        return rank_of(accuracy, loss)
+
+    best = min(list(groups.values()), key=rank)
+    return min(best, key=lambda r: rank([r]))
+
+
+def rank_of(accuracy: float | None, loss: float | None) -> tuple[bool, float, float]:
+    """What sorts the better first: the higher accuracy, of equals the lower loss."""
+    finite = loss is not None and math.isfinite(loss)
+    return accuracy is None, -(accuracy or 0.0), loss if finite and loss is not None else math.inf
+
+
+def chosen_by(runs: Sequence[dict[str, Any]]) -> str:
+    """The reason for the choice of `best_network`, for a reader."""
+    if any(run["valid_accuracy"] is not None for run in runs):
+        return "the highest validation accuracy"
+    return "the first, as there are no validation data to choose by (data.valid)"
 
 
 def best_of(folder: Path, networks: list[Trained]) -> Trained:

@@ -5,7 +5,6 @@ population. Everything here is read from the finished run's folder.
 """
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from .errors import InputError
 from .evaluation import predict_file, prediction_lines
 from .experiment import Run, to_json
 from .files import write_csv, write_text, writing
-from .results import Trained, by_label, mean_and_std, read_run
+from .results import Trained, by_label, mean_and_std, rank_of, read_run
 
 MAPPED = 4  # factors whose pairs have a heat map
 
@@ -141,9 +140,8 @@ def read_points(folder: Path, config: Config) -> list[Point]:
 
 
 def order(point: Point) -> tuple[bool, float, float]:
-    """The highest accuracy first, of equals the lowest loss, last what diverged."""
-    loss = math.inf if point.loss is None else point.loss
-    return point.accuracy is None, -(point.accuracy or 0), loss
+    """The best first, by the rule of `best_network`; last what diverged."""
+    return rank_of(point.accuracy, point.loss)
 
 
 def _point(label: str, values: dict[str, Any], networks: list[Trained]) -> Point:

@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 
@@ -116,6 +116,7 @@ class Dataset:
     class_names: tuple[str, ...] | None
     read: str = ""  # one line for a reader: examples, features, label column, classes and counts
     label: str = ""  # the label's column of a table, as --label takes it
+    files: Mapping[str, str] = field(default_factory=dict)  # of parts that have one of their own
 
 
 def load(
@@ -135,6 +136,7 @@ def load(
         raise InputError(f"unknown data set {name!r}; {hint(name, NAMES)}")
     md5: dict[tuple[str, str], str] = {}
     tables: dict[str, Part] = {}
+    found: Files = {}
     if name == "shards":
         return _load_shards(data_dir, parts, optional, class_names)
     if name == "csv":
@@ -144,10 +146,10 @@ def load(
         where = ", ".join(map(str, labelled.values()))
     else:
         assert not isinstance(data_dir, Mapping)
-        files, where, md5 = locate(name, data_dir, parts, optional)
-        labelled = {part: files[part, "labels"] for part in parts if (part, "labels") in files}
+        found, where, md5 = locate(name, data_dir, parts, optional)
+        labelled = {part: found[part, "labels"] for part in parts if (part, "labels") in found}
         read = {
-            part: _read_part(files[part, "images"], path, part, md5)
+            part: _read_part(found[part, "images"], path, part, md5)
             for part, path in labelled.items()
         }
     shapes = {part: tuple(examples.images.shape[1:]) for part, examples in read.items()}
@@ -161,10 +163,17 @@ def load(
             place = tables[part].place if name == "csv" else None
             check_labels(examples.labels, len(class_names), str(labelled[part]), place)
     called = {part: of.columns.name for part, of in tables.items()}
+    files = (
+        {part: str(path) for part, path in labelled.items()}
+        if name == "csv"
+        else {part: str(path) for (part, kind), path in found.items() if kind == "images"}
+    )
     own = {part: str(of.path) for part, of in tables.items()}
     said = describe_parts(name, where, read, class_names, called, own)
     label = next(iter(tables.values())).label if tables else ""
-    return Dataset(name, where, read.get("train"), read.get("test"), class_names, said, label)
+    return Dataset(
+        name, where, read.get("train"), read.get("test"), class_names, said, label, files
+    )
 
 
 def name_classes(name: str, labels: dict[str, Tensor], own: bool) -> tuple[str, ...] | None:
