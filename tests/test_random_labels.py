@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from manualnn import evaluate_weights, plots, random_labels
 from manualnn.config import load_config
 from manualnn.data import Dataset, Examples, corrupt, prepare, relabel
-from manualnn.data.labels import label_names
+from manualnn.data import labels as labelling
 from manualnn.errors import InputError
 from manualnn.training import threads
 
@@ -71,8 +71,8 @@ def test_relabel():
 )
 def test_classes_are_named_only_where_labels_mean_that(kinds, expected):
     names = ("cat", "dog", "cow") if kinds[0] == "given" else ("even", "odd", "2")
-    assert label_names(names, *kinds) == expected.split()
-    assert label_names(names[:2], *kinds) == expected.split()[:2]
+    assert labelling.label_names(names, *kinds) == expected.split()
+    assert labelling.label_names(names[:2], *kinds) == expected.split()[:2]
 
 
 def test_coins_are_not_called_even_and_odd(memorise, run, folder, monkeypatch):
