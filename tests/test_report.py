@@ -103,6 +103,21 @@ def test_the_derivation_begins_with_any_loss_of_any_model():
     assert all(t.get_position()[1] > 0.05 for t in page.texts)
 
 
+def test_headings_touch_no_panel_and_captions_can_be_read(trained, memorised, tmp_path):
+    notes = tmp_path / "notes.md"
+    notes.write_text("# Tried\nThis and that.\n" + "\nMore.\n" * 9)
+    for page in _pages([trained, memorised], "Ada", notes, derivation=True):
+        renderer = FigureCanvasAgg(page).get_renderer()
+        panels = [axes.get_tightbbox(renderer) for axes in page.axes if axes.get_images() or
+                  (axes.lines and axes.axison)]  # fmt: skip
+        for text in [t for t in page.texts if t.get_fontsize() == 11]:
+            box = text.get_window_extent(renderer)
+            assert not any(box.overlaps(panel) for panel in panels), text.get_text()
+        sizes = [t.get_fontsize() for t in page.texts if t.get_text()]
+        sizes += [axes.title.get_fontsize() for axes in page.axes if axes.get_title()]
+        assert min(sizes) >= 6.5
+
+
 def test_markdown_is_drawn_as_what_it_means():
     text = r"""
 # Head
