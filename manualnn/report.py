@@ -224,7 +224,9 @@ class _Run:
         return training_images(self.best)
 
     def is_like(self, other: "_Run") -> bool:
-        """Whether two runs have the same data."""
+        """Whether two networks were trained on the same data."""
+        if self.is_memorised or other.is_memorised:
+            return False
         mine, its = self.best.config.data, other.best.config.data
         return (mine.name, mine.place, mine.source) == (its.name, its.place, its.source)
 

@@ -14,7 +14,7 @@ from .layers import ChannelsLast, Conv2d, Dropout, Flatten, Layer, Linear, MaxPo
 from .network import Network
 from .pages import GREY, INSIDE, MARGIN, TOP, draw_text, heading, panel, stack
 from .random_labels import read_networks
-from .results import Trained, by_label, mean_and_std, read_run
+from .results import Trained, by_label, mean_and_std, rank_of, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -190,9 +190,16 @@ def measured(networks: Sequence[Trained]) -> list[str]:
 
 
 def ranked(networks: Sequence[Trained]) -> list[tuple[str, list[Trained]]]:
-    """The networks that differ in their seed alone, under their label, the best first."""
-    by = (measured(networks) or ["train"])[-1]
-    return sorted(by_label(networks).items(), key=lambda item: -_value(item[1], by))
+    """The networks that differ in their seed alone, under their label, the best first: by the
+    rule of `best_network`, in which the test set has no part."""
+
+    def rank(item: tuple[str, list[Trained]]) -> tuple[bool, bool, float, float]:
+        alive = [n.figures for n in item[1] if not n.figures["diverged"]]
+        accuracy, _ = mean_and_std([figures["valid_accuracy"] for figures in alive])
+        loss, _ = mean_and_std([figures["valid_loss"] for figures in alive])
+        return not alive, *rank_of(accuracy, loss)
+
+    return sorted(by_label(networks).items(), key=rank)
 
 
 def short_names(groups: Sequence[tuple[str, list[Trained]]]) -> list[str]:
@@ -252,12 +259,6 @@ def results(
         draw_text(page, left, top + 0.06, line, fontsize=8)
         top += 0.155
     return top
-
-
-def _value(group: Sequence[Trained], part: str) -> float:
-    alive = [n.figures[f"{part}_accuracy"] for n in group if not n.figures["diverged"]]
-    mean, _ = mean_and_std(alive)
-    return -1.0 if mean is None else mean
 
 
 def _mean(group: Sequence[Trained], key: str, scale: float) -> str:

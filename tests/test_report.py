@@ -5,6 +5,7 @@ import re
 import shutil
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,7 +14,7 @@ from manualnn import classes, derivation, load_config, markdown, train
 from manualnn.errors import InputError
 from manualnn.pages import new_page, stack
 from manualnn.report import _pages, report
-from manualnn.report_parts import _mean
+from manualnn.report_parts import _mean, ranked
 from manualnn.results import Trained
 
 from .conftest import write_folder
@@ -237,6 +238,21 @@ def test_means_are_of_the_networks_that_did_not_diverge():
     assert _mean(group[2:], "test_accuracy", 100) == "diverged"
 
 
+def test_networks_are_ranked_by_validation_not_by_the_test_set():
+    def trained(label, valid, loss, test, diverged=False):
+        figures = {"valid_accuracy": valid, "valid_loss": loss, "test_accuracy": test}
+        replica = SimpleNamespace(label=label)
+        return Trained(figures | {"diverged": diverged}, [], replica, None)
+
+    networks = [
+        trained("lost", None, None, None, True), trained("a", 0.8, 0.5, 0.95),
+        trained("b", 0.9, 0.6, 0.7), trained("c", 0.9, 0.5, 0.6), trained("d", 0.9, 0.5, 0.8),
+    ]  # fmt: skip
+    assert [name for name, _ in ranked(networks)] == ["c", "d", "b", "a", "lost"]
+    without = [trained(n, None, None, t, n == "x") for n, t in (("x", 0.1), ("y", 0.5), ("z", 0.9))]
+    assert [name for name, _ in ranked(without)] == ["y", "z", "x"]
+
+
 def test_a_split_of_test_images_needs_no_training_file(run, folder, tmp_path):
     for path in folder.glob("train-*"):
         path.unlink()
@@ -255,6 +271,13 @@ def test_a_deep_network_stays_on_the_page(run, folder, tmp_path):
     [page] = _pages([tmp_path / "d"], "", None)
     assert "25 more" in words([page])  # of the input and 41 layers
     assert all(axes.get_position().y0 > 0 for axes in page.axes)
+
+
+def test_a_memorisation_of_several_numbers_of_samples(trained, run, folder, tmp_path):
+    arguments = ["--data", folder, "--samples", "20,40", "--epochs", 2, "--device", "cpu"]
+    assert run("random-labels", *arguments, "--out", "coins")[0] == 0
+    for runs in ([trained, tmp_path / "coins"], [tmp_path / "coins", trained]):
+        assert "20 / 40, the first of" in words(_pages(runs, "", None, derivation=True))
 
 
 def test_a_memorisation_without_test_images(run, folder, tmp_path):
