@@ -46,7 +46,7 @@ def names_of(trained: Trained, examples: Examples | None) -> list[str]:
     images = examples.images
     if not called or trained.figures["classes"] != 10 or images.shape[1:] != (1, 28, 28):
         return []
-    some = select(images, torch.linspace(0, len(images) - 1, 2000).long())[:]
+    some = select(images, torch.linspace(0, len(images) - 1, 2000, device="cpu").long())[:]
     alike = images.dtype == torch.uint8 and abs(float(some.double().mean()) - FASHION_MEAN) < 5
     return list(FASHION) if alike else []
 

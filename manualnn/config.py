@@ -102,7 +102,7 @@ class Optimizer:
     nesterov: bool = False
     beta1: float = _range(0.9, at_least=0, below=1)
     beta2: float = _range(0.999, at_least=0, below=1)
-    epsilon: float = _range(1e-8, above=0)
+    epsilon: float = _range(1e-8, at_least=1e-37)  # what is less is no normal float32
 
 
 @dataclass(frozen=True)

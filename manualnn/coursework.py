@@ -44,7 +44,7 @@ def _same_kind(function: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(value, dict):
             return {key: to_tensor(item) for key, item in value.items()}
         try:  # a copy, as torch takes no array that is read backwards
-            return torch.as_tensor(np.array(value, order="C"))
+            return torch.as_tensor(np.array(value, order="C"), device="cpu")
         except (TypeError, ValueError):
             raise InputError(f"no array of numbers: {type(value).__name__}") from None
 
@@ -151,7 +151,7 @@ class RandomPermutation:
 
     def __init__(self, num_features: int) -> None:
         self.num_features = num_features
-        self.reindex = torch.randperm(num_features)
+        self.reindex = torch.randperm(num_features, device="cpu")
 
     def __call__(self, image: Tensor) -> Tensor:
         if image.numel() != self.num_features:

@@ -85,7 +85,9 @@ def _gradients(network: Network, grads: list[Views], initial: Tensor) -> list[Fi
     """Of each replica the layer that exploded most, and the one whose gradient vanished most."""
     keys = list(_weights(network).values())
     weights, gradients = norms(network, network.params), norms(network, grads)
-    sizes = torch.tensor([slot.size for slot in _weights(network)]).to(weights).sqrt_()
+    sizes = (
+        torch.tensor([slot.size for slot in _weights(network)], device="cpu").to(weights).sqrt_()
+    )
     per_weight = gradients / sizes.unsqueeze(1)
     found = []
     for ratio, what in (

@@ -99,7 +99,7 @@ def differences(
     flat, count = at.flatten(), len(coordinates)
     _, here = function(at.unsqueeze(0))
     numeric, noise = (flat.new_zeros(count) for _ in range(2))
-    kinked = torch.ones(count, dtype=torch.bool)
+    kinked = torch.ones(count, dtype=torch.bool, device="cpu")
     for step in STEPS:
         left = kinked.nonzero().flatten()
         for todo in left.split(most) if len(left) else ():
@@ -108,7 +108,7 @@ def differences(
             up, down = flat[chosen] + h, flat[chosen] - h
             width = up - down  # as rounded
             copies = flat.repeat(2 * n, 1)
-            copies[torch.arange(2 * n), chosen.repeat(2)] = torch.cat([up, down])
+            copies[torch.arange(2 * n, device="cpu"), chosen.repeat(2)] = torch.cat([up, down])
             terms, branches = function(copies.view(-1, *at.shape))
             numeric[todo] = (terms[:n] - terms[n:]).sum(1) / width
             noise[todo] = 10 * torch.finfo(at.dtype).eps * terms[:n].norm(dim=1) / width

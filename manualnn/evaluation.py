@@ -55,7 +55,7 @@ def choose_device(name: str) -> torch.device:
     # With several streams, as graphs have, cuBLAS gives the same bits only with buffers of its own.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() and _runs_kernels() else "cpu"
     if name == "cuda" and distributed.launched():
         name = f"cuda:{distributed.local_rank()}"
     try:
@@ -77,7 +77,20 @@ def choose_device(name: str) -> torch.device:
             raise InputError(
                 f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices"
             )
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def _runs_kernels() -> bool:
+    """Whether the GPU computes: one that this torch has no kernels for is there, too."""
+    try:
+        return float(torch.ones(2, device="cuda").sum()) == 2
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        said = f"there is a GPU, but it does not work ({reason}); using the CPU"
+        print(f"note: {said}", file=sys.stderr)
+        return False
 
 
 @dataclass(frozen=True)

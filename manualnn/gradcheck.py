@@ -111,10 +111,12 @@ def check(case: Case, samples: int = 50, batch: int = 4, seed: int = 0) -> Repor
     problem = Problem(case, batch, seed)
     rows = []
     for number, (part, tensor, at, gradient, function) in enumerate(problem.gradients()):
-        coordinates = torch.arange(at.numel())
+        coordinates = torch.arange(at.numel(), device="cpu")
         if 0 < samples < at.numel():
             draw = generator(seed, CHECK_STREAM, 2, number)
-            coordinates = torch.randperm(at.numel(), generator=draw)[:samples].sort().values
+            coordinates = (
+                torch.randperm(at.numel(), generator=draw, device="cpu")[:samples].sort().values
+            )
         room = AT_ONCE // (case.network.numbers(batch) + at.numel())
         found = differences(function, at, coordinates, max(1, room // 2))
         analytic = gradient.flatten()[coordinates]
@@ -129,8 +131,8 @@ class Problem:
         self.case, self.network, self.loss = case, case.network, LOSSES[case.loss]
         self.draw = generator(seed, CHECK_STREAM)
         self.classes = 2 if case.loss == "logistic" else self.network.outputs
-        self.y = torch.randint(self.classes, (1, batch), generator=self.draw)
-        noise = Noise(torch.tensor([[mix(seed, CHECK_STREAM)]]), clock())
+        self.y = torch.randint(self.classes, (1, batch), generator=self.draw, device="cpu")
+        noise = Noise(torch.tensor([[mix(seed, CHECK_STREAM)]], device="cpu"), clock())
         self.noise = noise  # one for all: dropout's masks stay as they are
         # Backward works on memory that is used again, as in training; differences on their own.
         self.workspace = Workspace(torch.float64)
@@ -187,7 +189,10 @@ class Problem:
 
     def _of_penalty(self) -> Iterator[Gradient]:
         theta, layout = self.network.theta, self.network.layout
-        l1, l2 = (torch.full((1, 1), v, dtype=theta.dtype) for v in (self.case.l1, self.case.l2))
+        l1, l2 = (
+            torch.full((1, 1), v, dtype=theta.dtype, device="cpu")
+            for v in (self.case.l1, self.case.l2)
+        )
         grad = torch.zeros_like(theta)
         Penalty(l1, l2, layout.weight_mask()).add(theta, grad)
 
@@ -261,7 +266,7 @@ class Problem:
 
 
 def _normal(shape: tuple[int, ...] | torch.Size, draw: torch.Generator) -> Tensor:
-    return torch.randn(*shape, generator=draw, dtype=torch.float64)
+    return torch.randn(*shape, generator=draw, dtype=torch.float64, device="cpu")
 
 
 def _repeated(x: Tensor, replicas: int) -> Tensor:
@@ -270,7 +275,7 @@ def _repeated(x: Tensor, replicas: int) -> Tensor:
 
 def _none(values: Tensor) -> Tensor:
     """No branches."""
-    return torch.empty(len(values), 0, dtype=torch.int64)
+    return torch.empty(len(values), 0, dtype=torch.int64, device="cpu")
 
 
 def _branches(layer: Layer, x: Tensor) -> Tensor:

@@ -293,12 +293,16 @@ def write_mnist(folder: Path, train: Examples, test: Examples) -> None:
 
 def vary(test: Examples, seed: int) -> Examples:
     """The examples in another order, of which WRONG have another label."""
-    order = torch.randperm(len(test.labels), generator=generator(seed, VARIANT_STREAM))
+    order = torch.randperm(
+        len(test.labels), generator=generator(seed, VARIANT_STREAM), device="cpu"
+    )
     labels = test.labels[order].clone()
     count = round(WRONG * len(labels))
-    shift = torch.randint(1, 10, (count,), generator=generator(seed, VARIANT_STREAM, 1))
+    shift = torch.randint(
+        1, 10, (count,), generator=generator(seed, VARIANT_STREAM, 1), device="cpu"
+    )
     labels[:count] = (labels[:count] + shift) % 10
-    again = torch.randperm(len(labels), generator=generator(seed, VARIANT_STREAM, 2))
+    again = torch.randperm(len(labels), generator=generator(seed, VARIANT_STREAM, 2), device="cpu")
     return Examples(test.images[order[again]], labels[again])
 
 

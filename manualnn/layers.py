@@ -511,7 +511,8 @@ class Dropout(_Elementwise):
         def per_replica(name: str, value: list[float] | list[int], dtype: torch.dtype) -> Tensor:
             column = (value * replicas)[:replicas]
             return workspace.constant(
-                (name, self, replicas), lambda: torch.tensor(column, dtype=dtype).view(-1, 1, 1)
+                (name, self, replicas),
+                lambda: torch.tensor(column, dtype=dtype, device="cpu").view(-1, 1, 1),
             )
 
         probabilities = list(self.p) if isinstance(self.p, tuple) else [self.p]

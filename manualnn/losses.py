@@ -210,7 +210,9 @@ def _index(targets: Tensor, like: Tensor) -> Tensor:
 
 def _number(value: float, workspace: Workspace) -> Tensor:
     """A constant as a tensor (): an operation with one takes half the time of one with a float."""
-    return workspace.constant(value, lambda: torch.tensor(value, dtype=workspace.dtype))
+    return workspace.constant(
+        value, lambda: torch.tensor(value, dtype=workspace.dtype, device="cpu")
+    )
 
 
 def _subtract_targets(x: Tensor, targets: Tensor, smoothing: float = 0.0) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import plots
 from .config import Config, Population, Schedule
+from .diagnosis import guess_loss
 from .errors import InputError
 from .evaluation import choose_device
 from .experiment import build
@@ -42,27 +43,41 @@ def find(
     """Train `networks` copies of a config's network for `steps` steps at constant learning rates.
 
     Gives `rates`: for each its learning_rate and `loss`, the mean training loss over the last
-    quarter of the steps (None where it is not finite); `best`, the rate of the lowest; `good`, the
-    smallest and the largest rate around it within a twentieth of the way back to `start_loss`, the
-    untrained network's. Raises InputError.
+    quarter of the steps (None where it is not finite), and whether it is `stable`: no eighth of the
+    steps had a mean loss that is not finite, or a twentieth above an untrained network's. `best`
+    is the stable rate of the lowest loss; `good` are the smallest and the largest stable rate
+    around it within a twentieth of the way back to `start_loss`, the untrained network's. Raises
+    InputError.
     """
     if steps < 4:
         raise InputError(f"--steps {steps}: needs at least 4")
     training = _training(config, rates(low, high, networks), steps, device)
     batches = list(itertools.islice(_batches(training), steps))
-    sums, edges = [], [0, 1, steps - steps // 4, steps]
-    for first, end in itertools.pairwise(edges):
+    # Sums over each piece by itself: as a difference of running totals a small one is rounded away
+    # once a large loss is in them.
+    last = steps - steps // 4
+    pieces = [0, 1, *range(1 + max(1, steps // 8), last, max(1, steps // 8)), last, steps]
+    means = []
+    for first, end in itertools.pairwise(sorted(set(pieces))):
+        training.clear_totals()
         for _ in training.walk(batches[first:end]):
             pass
-        sums.append(training.totals()[0].clone())
-    start = float(sums[0][0]) / batches[0].shape[1]
-    samples = sum(index.shape[1] for index in batches[edges[2] :])
-    losses = ((sums[2] - sums[1]) / samples).tolist()
+        samples = sum(index.shape[1] for index in batches[first:end])
+        means.append((training.totals()[0] / samples).tolist())
+    start = means[0][0]
+    guess, _ = guess_loss(
+        training.settings.loss, training.network.classes, training.network.outputs
+    )
+    highest = 1.05 * max(start, guess)
     rows: list[dict[str, Any]] = [
-        {"learning_rate": replica.learning_rate, "loss": loss if math.isfinite(loss) else None}
-        for replica, loss in zip(training.replicas, losses, strict=True)
+        {
+            "learning_rate": replica.learning_rate,
+            "loss": losses[-1] if math.isfinite(losses[-1]) else None,
+            "stable": all(loss <= highest for loss in losses),  # nan is not
+        }
+        for replica, losses in zip(training.replicas, zip(*means, strict=True), strict=True)
     ]
-    known = [row for row in rows if row["loss"] is not None]
+    known = [row for row in rows if row["stable"]]
     if not known or min(row["loss"] for row in known) >= start:
         raise InputError(
             f"no learning rate between {low:g} and {high:g} lowers the loss within {steps} steps;"
@@ -93,7 +108,7 @@ def save(result: dict[str, Any], name: str, folder: Path) -> None:
 
 
 def _within(row: dict[str, Any], bound: float) -> bool:
-    return row["loss"] is not None and row["loss"] <= bound
+    return bool(row["stable"]) and row["loss"] <= bound
 
 
 def _training(config: Config, chosen: list[float], steps: int, device: str) -> Training:

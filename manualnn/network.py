@@ -101,7 +101,7 @@ class Network:
         """Draw the weights of replica r from seeds[r]; biases become 0.
 
         he: N(0, 2 / fan_in) (He et al. 2015, eq. 10); xavier: N(0, 2 / (fan_in + fan_out)) (Glorot
-        and Bengio 2010, eq. 12).
+        and Bengio 2010, eq. 12). A convolution has fan_in = kh kw C and fan_out = kh kw O.
         """
         for r, seed in zip(range(self.replicas), seeds, strict=True):
             draw = generator(seed, INIT_STREAM)
@@ -111,9 +111,13 @@ class Network:
                     part.zero_()
                     continue
                 fan_in, fan_out = slot.shape
+                if isinstance(layer := self.layers[slot.layer], Conv2d):
+                    fan_out *= math.prod(layer.kernel)
                 std = math.sqrt(2 / (fan_in if init == "he" else fan_in + fan_out))
                 # Drawn in float64 so that fp32 and fp64 runs start from the same numbers.
-                part.copy_(torch.randn(slot.shape, generator=draw, dtype=torch.float64) * std)
+                part.copy_(
+                    torch.randn(slot.shape, generator=draw, dtype=torch.float64, device="cpu") * std
+                )
 
     def forward(self, x: Tensor, workspace: Workspace) -> tuple[Tensor, list[Any]]:
         """Logits (R, B, K) of x (R, B, ...), and what backward needs."""
@@ -400,7 +404,7 @@ def _adopt(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], d
             (tensors[k] for k in (f"b{_number(key)}", f"b_{_number(key)}") if k in tensors), None
         )
         if bias is None:
-            bias = torch.zeros(shape[1], dtype=tensors[key].dtype)
+            bias = torch.zeros(shape[1], dtype=tensors[key].dtype, device="cpu")
         renamed[f"b{number}"] = bias.flatten()
     specs: list[list[Any]] = []
     for shape in shapes:

@@ -139,7 +139,7 @@ def schedule(
         top = warmup_steps or peak * last
         if step < top:
             return _cosine(initial_fraction, 1.0, step / top)
-        return _cosine(1.0, final_fraction, (step - top) / max(last - top, 1))
+        return _cosine(1.0, final_fraction, (step - top) / (last - top) if last > top else 0.0)
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(last - warmup_steps, 1)

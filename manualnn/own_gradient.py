@@ -184,7 +184,9 @@ def _against_differences(
     for number, (key, value) in enumerate(params.items()):
         chosen = np.arange(value.size)
         if 0 < samples < value.size:
-            order = torch.randperm(value.size, generator=generator(seed, OWN_STREAM, number))
+            order = torch.randperm(
+                value.size, generator=generator(seed, OWN_STREAM, number), device="cpu"
+            )
             chosen = order[:samples].numpy()
         steps = (step, -step, step / nearer, -step / nearer)
         up, down, near_up, near_down = (

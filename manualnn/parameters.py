@@ -95,7 +95,7 @@ class Layout:
 
     def weight_mask(self) -> Tensor:
         """(P,) float64: 1 for weights, 0 for biases, which penalties leave alone."""
-        mask = torch.zeros(self.width, dtype=torch.float64)
+        mask = torch.zeros(self.width, dtype=torch.float64, device="cpu")
         for slot in self.slots:
             if slot.name != "bias":
                 mask[slot.offset : slot.offset + slot.size] = 1

@@ -56,7 +56,7 @@ def reproduce(run: Path, out: Path | None = None, epochs: int | None = None) -> 
     """
     metrics = _metrics(run)
     config = parse_config(load_config(run / "config.toml").to_dict(), metrics["config"])
-    device = "cpu" if metrics["device"] == "cpu" else "cuda"
+    device = _device_called(metrics["device"])
     threads = torch.get_num_threads()
     torch.set_num_threads(metrics["threads"])
     try:
@@ -74,6 +74,14 @@ def reproduce(run: Path, out: Path | None = None, epochs: int | None = None) -> 
             return _compare(run, folder, metrics, now, again.metrics)
     finally:
         torch.set_num_threads(threads)
+
+
+def _device_called(name: str) -> str:
+    """The device of a run, as metrics.json names it; the GPU of that name, else the current one."""
+    if name == "cpu":
+        return "cpu"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"cuda:{names.index(name)}" if name in names else "cuda"
 
 
 def _metrics(run: Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def show(
             f"{dataset.where}: examples of {images.shape[1]} values are no images, which have 8 x 8"
             " bytes or a larger square of them"
         )
-    order = torch.randperm(len(labels), generator=generator(seed, SHOW_STREAM))
+    order = torch.randperm(len(labels), generator=generator(seed, SHOW_STREAM), device="cpu")
     print(f"read {dataset.read}", file=sys.stderr)
     rows = [
         _different(select(images, order[labels[order] == k]), examples) for k in labels.unique()

@@ -34,6 +34,25 @@ PIECE = 2**20  # numbers that stay in a cache
 LOW = {"bf16": torch.bfloat16}  # of products, where the precision names another type
 
 
+@contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Products of float32 matrices on a GPU are in "tf32" or "ieee" arithmetic.
+
+    Set by torch's newer interface alone: a program may use it, too, and the older one beside it is
+    an error (https://docs.pytorch.org/docs/stable/notes/cuda.html). Untouched where it is so.
+    """
+    backend = torch.backends.cuda.matmul
+    before = backend.fp32_precision
+    if (before == "tf32") == (precision == "tf32"):
+        yield
+        return
+    backend.fp32_precision = precision
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
 class Tally:
     """Sums of the losses and of the hits over the batches of an epoch.
 
@@ -202,7 +221,7 @@ class Steps:
 
         def column(name: str) -> Tensor:
             values = [getattr(replica, name) for replica in replicas]
-            return torch.tensor(values, dtype=torch.float64).to(theta).unsqueeze(1)
+            return torch.tensor(values, dtype=torch.float64, device="cpu").to(theta).unsqueeze(1)
 
         # Whether samples are gathered before what is recorded of a step.
         self._early = bool(data.augment) or isinstance(data.train.x, Streamed)
@@ -248,13 +267,8 @@ class Steps:
     @torch.inference_mode()
     def train(self, batches: list[Tensor], first: int) -> None:
         """Steps `first` and on of the run, from 0, on the samples `batches`, each (R or 1, B)."""
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = self.settings.precision == "tf32"
-        try:
-            for number, index in enumerate(batches, first):
-                self._step(index, number)
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+        for number, index in enumerate(batches, first):
+            self._step(index, number)
         if self.together:
             counted, expected = int(self._counted), sum(index.shape[1] for index in batches)
             self._counted.zero_()
@@ -284,7 +298,8 @@ class Steps:
                 seeds = [self.settings.seed]  # one row for all, also for those of other shards
             workspace = self.hands[0].workspace
             workspace.begin(("augment", count))
-            changed = self.data.augment.apply(batch.x, seeds, number, workspace, own, whole)
+            with products_in("ieee"):  # coordinates of pixels need all their digits
+                changed = self.data.augment.apply(batch.x, seeds, number, workspace, own, whole)
             batch.x.copy_(changed)
         if self._crew is None or not count:
             for share in batch.shares:

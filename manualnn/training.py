@@ -26,7 +26,7 @@ from .layers import ChannelsLast, Flatten, Linear, lowered
 from .losses import LOSSES, outputs
 from .network import Network
 from .optimizers import schedule
-from .steps import LOW, Steps, evenly, measure, threads
+from .steps import LOW, Steps, evenly, measure, products_in, threads
 from .workspace import Workspace, generator
 
 ORDER_STREAM = 0x0D01
@@ -112,9 +112,15 @@ class Training:
             raise InputError(
                 f"train.batch_size = {batch_size} with drop_last leaves no batch: {samples} samples"
             )
+        total, rise = steps * settings.epochs, settings.schedule.warmup_steps
+        if rise > total or (settings.schedule.name == "one_cycle" and rise >= total > 1):
+            raise InputError(
+                f"train.schedule.warmup_steps = {rise}, but the run has {total} steps: it would"
+                " never reach its learning rate"
+            )
         self.network, self.data, self.settings, self.replicas = network, data, settings, replicas
         self.steps_per_epoch = steps
-        lengths = {"steps_per_epoch": steps, "total_steps": steps * settings.epochs}
+        lengths = {"steps_per_epoch": steps, "total_steps": total}
         self.schedule = asdict(settings.schedule) | lengths
         network.initialize([replica.seed for replica in replicas], init)
         theta = network.theta
@@ -205,8 +211,9 @@ class Training:
 
     def _steps(self, batches: list[Tensor], run: Callable[..., Iterator[None]] = map) -> None:
         """All shards on some batches; `run` maps one after another or side by side."""
-        for _ in run(partial(self._steps_of, batches), range(len(self.shards))):
-            pass
+        with products_in("tf32" if self.settings.precision == "tf32" else "ieee"):
+            for _ in run(partial(self._steps_of, batches), range(len(self.shards))):
+                pass
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.step_number += len(batches)
@@ -217,6 +224,11 @@ class Training:
             batches = [index[self.parts[i]] for index in batches]
         with threads(self.threads):
             self.shards[i].train(batches, self.step_number)
+
+    def clear_totals(self) -> None:
+        """Begin new sums."""
+        for shard in self.shards:
+            shard.tally.clear()
 
     def totals(self) -> Tensor:
         """(2, R): the sums over the epoch's samples of the losses and of the hits."""
@@ -278,8 +290,7 @@ class Training:
     def _train_epoch(self) -> Iterator[Progress]:
         if not self.epoch_step:
             self.epoch_seconds = 0.0
-            for shard in self.shards:
-                shard.tally.clear()
+            self.clear_totals()
         for number, seconds in self.walk(list(self.batches(self.epoch + 1))[self.epoch_step :]):
             self.epoch_step += number
             self.epoch_seconds += seconds
@@ -564,7 +575,7 @@ def _class_weights(settings: Train, labels: Tensor, classes: int, like: Tensor) 
         present = (counts > 0).sum(1, keepdim=True)
         weights = torch.where(counts > 0, labels.shape[1] / (present * counts), 0.0)
     else:
-        weights = torch.tensor([chosen], dtype=torch.float64)
+        weights = torch.tensor([chosen], dtype=torch.float64, device="cpu")
         if not any(chosen):
             raise InputError("train.class_weights are all 0: nothing would be learned")
         if len(chosen) != classes:

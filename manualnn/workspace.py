@@ -32,7 +32,7 @@ def generator(*keys: int) -> torch.Generator:
 
 def clock(step: int = 0) -> Tensor:
     """() int64: the step of the whole run as `Noise` has it, in the upper 32 bits."""
-    return torch.tensor(step << 32)
+    return torch.tensor(step << 32, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,9 @@ class Workspace:
 
     def ones(self, *shape: int) -> Tensor:
         """A constant tensor of ones in the workspace's dtype."""
-        return self.constant(("ones", shape), lambda: torch.ones(shape, dtype=self.dtype))
+        return self.constant(
+            ("ones", shape), lambda: torch.ones(shape, dtype=self.dtype, device="cpu")
+        )
 
     def _make(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
         # An ordinary tensor also under inference_mode: torch.compile cannot take inference tensors.
@@ -139,7 +141,7 @@ def random_bits(
     # Constants of splitmix64 and murmur3 as signed integers; products wrap around.
     first, last = noise.first, noise.first + batch
     position = workspace.constant(
-        ("position", first, last), lambda: torch.arange(first, last).view(1, -1)
+        ("position", first, last), lambda: torch.arange(first, last, device="cpu").view(1, -1)
     )
     rows = workspace.empty((replicas, batch), torch.int64)
     shifted = workspace.empty(rows.shape, torch.int64)
@@ -151,7 +153,7 @@ def random_bits(
     torch.bitwise_right_shift(rows, 32, out=shifted)
     row_keys = workspace.empty(rows.shape, torch.int32).copy_(shifted).unsqueeze(-1)
     columns = workspace.constant(
-        ("unit", units), lambda: (torch.arange(units) * 0x9E3779B1).to(torch.int32)
+        ("unit", units), lambda: (torch.arange(units, device="cpu") * 0x9E3779B1).to(torch.int32)
     )
     h = workspace.empty(shape, torch.int32)
     low = workspace.empty(h.shape, torch.int32)

@@ -35,6 +35,26 @@ def source_violations(module: str, source: str) -> list[str]:
     return [str(finding) for finding in check_source(source, strict=True)]
 
 
+FACTORIES = set(
+    "arange empty empty_strided zeros ones full tensor as_tensor asarray scalar_tensor eye linspace"
+    " logspace randperm rand randint randn".split()
+)
+
+
+def calls_without_device(source: Path | str) -> list[int]:
+    """The lines where torch makes a tensor on whatever its default device is."""
+    text = source if isinstance(source, str) else source.read_text(encoding="utf-8")
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and (node.func.value.id, node.func.attr in FACTORIES) == ("torch", True)
+        and "device" not in [keyword.arg for keyword in node.keywords]
+    ]
+
+
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name."""
     return {

@@ -94,7 +94,8 @@ class Augment:
         self, x: Tensor, seeds: list[int], step: int, workspace: Workspace, first: int, batch: int
     ) -> Tensor:
         mixed = workspace.constant(
-            ("seeds", *seeds), lambda: torch.tensor([[mix(seed, STREAM)] for seed in seeds])
+            ("seeds", *seeds),
+            lambda: torch.tensor([[mix(seed, STREAM)] for seed in seeds], device="cpu"),
         )
         now = torch.full((), step << 32, device=x.device)  # a `clock`
         noise = Noise(mixed, now, first)
@@ -118,11 +119,16 @@ class Augment:
         keep = workspace.empty((replicas, count, height, width)) if self.cutout else None
         for r, seed in enumerate(seeds):
             draw = generator(seed, AUGMENT_STREAM, step)
-            h, w = torch.arange(height), torch.arange(width).expand(batch, width)
+            h, w = (
+                torch.arange(height, device="cpu"),
+                torch.arange(width, device="cpu").expand(batch, width),
+            )
             if self.hflip:
-                flips = torch.randint(2, (batch, 1), generator=draw)
+                flips = torch.randint(2, (batch, 1), generator=draw, device="cpu")
                 w = w + flips * (width - 1 - 2 * w)
-            moves = torch.randint(-self.shift, self.shift + 1, (2, batch, 1), generator=draw)
+            moves = torch.randint(
+                -self.shift, self.shift + 1, (2, batch, 1), generator=draw, device="cpu"
+            )
             y[r].copy_((h + moves[0]).clamp_(0, height - 1)[rows])
             columns[r].copy_((w + moves[1]).clamp_(0, width - 1)[rows])
             if keep is not None:
@@ -140,11 +146,15 @@ class Augment:
     def _holes(self, batch: int, height: int, width: int, draw: torch.Generator) -> Tensor:
         """(B, H, W): 0 in a square around a random pixel, which the edge may cut, else 1."""
         centre = torch.stack(
-            [torch.randint(size, (batch, 1), generator=draw) for size in (height, width)]
+            [
+                torch.randint(size, (batch, 1), generator=draw, device="cpu")
+                for size in (height, width)
+            ]
         )
         first = centre - self.cutout // 2
         inside = [
-            (torch.arange(size) >= start) & (torch.arange(size) < start + self.cutout)
+            (torch.arange(size, device="cpu") >= start)
+            & (torch.arange(size, device="cpu") < start + self.cutout)
             for size, start in zip((height, width), first, strict=True)
         ]
         return (~(inside[0].unsqueeze(2) & inside[1].unsqueeze(1))).float()

@@ -174,7 +174,7 @@ def index_column(header: list[str] | None, values: Tensor) -> int | None:
     if header is None:
         first = values[:, 0].double()
         lowest = float(first.min())
-        counted = torch.arange(len(first), dtype=torch.float64) + lowest
+        counted = torch.arange(len(first), dtype=torch.float64, device="cpu") + lowest
         found = len(first) > 20 and lowest in (0, 1) and first.sort().values.equal(counted)
         return 0 if found else None
     for i, name in enumerate(header):
@@ -280,7 +280,7 @@ def _one_hot(values: Tensor, columns: Columns) -> tuple[str, int] | None:
     binary = ((values == 0) | (values == 1)).all(0)
     order = sorted(columns.order)
     for end, places in (("first", order), ("last", order[::-1])):
-        total = torch.zeros(len(values))
+        total = torch.zeros(len(values), device="cpu")
         for count, i in enumerate(places, 1):
             if not binary[i] or not (values[:, i] == 1).any():
                 break

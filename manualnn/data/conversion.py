@@ -132,7 +132,7 @@ def _convert_csv(
 
 
 def _classes(found: list[Tensor], path: Path, layout: Layout, label: int, part: str) -> Tensor:
-    table = Table(path, torch.empty(0), layout)
+    table = Table(path, torch.empty(0, device="cpu"), layout)
     return class_labels(torch.cat(found), table, label, part == "train")
 
 

@@ -81,7 +81,9 @@ class Distortion:
         z = _flat_zeros(workspace, 2, i + 2, count, j + 2)
         if i:
             z[:, :i, :, :j].copy_(bits[:, 4:].view(count, 2, i, j).permute(1, 2, 0, 3))
-        identity = workspace.constant("identity", lambda: torch.eye(2, dtype=workspace.dtype))
+        identity = workspace.constant(
+            "identity", lambda: torch.eye(2, dtype=workspace.dtype, device="cpu")
+        )
         linear = _flat(workspace, count, 2, 2).copy_(bits[:, :4].view(count, 2, 2))
         linear = linear.mul_(self.affine * UNIT).add_(identity).permute(1, 2, 0)
         z[:, i, :, j + 1].copy_(linear[:, 0])
@@ -102,12 +104,15 @@ def basis(size: int, sigma: float, scale: float = 1.0) -> Tensor:
     smoothed by a Gaussian of sum 1, gives: sum_k s N(p - n_k) N(q - n_k), nodes n_k being s apart,
     is the integral of N(p - n) N(q - n) up to a share of 2 exp(-(pi sigma / s)^2).
     """
-    distance = torch.arange(size, dtype=torch.float64).sub_((size - 1) / 2)
+    distance = torch.arange(size, dtype=torch.float64, device="cpu").sub_((size - 1) / 2)
     columns = [distance, torch.ones_like(distance)]
     if sigma:
         reach = (size - 1) / 2 + 2 * sigma  # noise farther away would add 0.2 % at the edge
         count = math.ceil(2 * reach / (SPACING * sigma)) + 1
-        nodes = torch.arange(count, dtype=torch.float64) * (2 * reach / (count - 1)) - reach
+        nodes = (
+            torch.arange(count, dtype=torch.float64, device="cpu") * (2 * reach / (count - 1))
+            - reach
+        )
         off = (distance.unsqueeze(1) - nodes) / sigma
         height = math.sqrt(2 * reach / (count - 1)) / (sigma * math.sqrt(2 * math.pi))
         columns = [*off.square().div_(-2).exp_().mul_(height * scale).unbind(1), *columns]
@@ -127,7 +132,7 @@ def sample(x: Tensor, places: Tensor, workspace: Workspace, out: Tensor) -> Tens
     torch.frac(column, out=right)
     index = _flat(workspace, *shape, dtype=torch.int32)
     index.copy_(column.sub_(right).add_(row.sub_(down), alpha=width))
-    starts = torch.arange(0, count * size, size, dtype=torch.int32).view(1, -1, 1)
+    starts = torch.arange(0, count * size, size, dtype=torch.int32, device="cpu").view(1, -1, 1)
     index.add_(workspace.constant(("starts", shape), lambda: starts.repeat(height, 1, width)))
     # On the last row and column the neighbours beyond have the weight 0: any number will do.
     source = _flat_zeros(workspace, count * size + width + 1)

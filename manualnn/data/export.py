@@ -36,7 +36,7 @@ def export_csv(
         )
     features = torch.cat([part.flatten(1) for part in images])
     labels = torch.cat([part.labels for part in parts])
-    order = torch.randperm(len(labels), generator=generator(seed, EXPORT_STREAM))
+    order = torch.randperm(len(labels), generator=generator(seed, EXPORT_STREAM), device="cpu")
     if test is not None:
         held_out, chosen = order.tensor_split([round(test * len(order))])
     elif len(parts) == 2:

@@ -100,5 +100,8 @@ def _blocks(
 def _sources(first: int, last: int, count: int, seed: int) -> Tensor:
     """Which of `count` examples the generated ones `first` to `last` are made from."""
     passes = range(first // count, -(-last // count))
-    orders = [torch.randperm(count, generator=generator(seed, ORDER_STREAM, k)) for k in passes]
+    orders = [
+        torch.randperm(count, generator=generator(seed, ORDER_STREAM, k), device="cpu")
+        for k in passes
+    ]
     return torch.cat(orders)[first - passes.start * count :][: last - first]

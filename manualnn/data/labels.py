@@ -37,7 +37,7 @@ def relabel(
             return replace(examples, labels=examples.labels % 2)
         draw = generator(seed, COIN_STREAM)
         count = classes or len(names or ())
-        coins = torch.randint(count, examples.labels.shape, generator=draw)
+        coins = torch.randint(count, examples.labels.shape, generator=draw, device="cpu")
         return replace(examples, labels=coins)
 
     train, test = changed(dataset.train, labels), changed(dataset.test, test_labels)
@@ -66,6 +66,8 @@ def corrupt(labels: Tensor, fraction: float, classes: int, seed: int) -> Tensor:
     `classes` (Zhang et al. 2017, section 2.2). What a smaller fraction replaces, a larger one does
     too, by the same labels."""
     draw = generator(seed, CORRUPTION_STREAM)
-    chosen = torch.randperm(len(labels), generator=draw)[: round(fraction * len(labels))]
-    drawn = torch.randint(classes, labels.shape, generator=draw)
+    chosen = torch.randperm(len(labels), generator=draw, device="cpu")[
+        : round(fraction * len(labels))
+    ]
+    drawn = torch.randint(classes, labels.shape, generator=draw, device="cpu")
     return labels.scatter(0, chosen, drawn[chosen])

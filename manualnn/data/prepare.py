@@ -41,7 +41,7 @@ class Normalization:
             return cls(kind, 0.0, 255.0 if kind == "unit" else 1.0)
         if kind == "standard" and images.dtype == torch.uint8:  # each of 256 values at once
             counts = _histogram(images).double()
-            values = torch.arange(256, dtype=torch.float64)
+            values = torch.arange(256, dtype=torch.float64, device="cpu")
             mean = values @ counts / images.numel()
             std = ((values - mean).square() @ counts / images.numel()).sqrt()
             return cls(kind, float(mean), float(std) or 1.0)
@@ -71,7 +71,9 @@ class Normalization:
         """For examples of `shape`: what to subtract and to divide by, once their values have been
         put into the order that is the third, if there is one."""
         count = math.prod(shape)
-        mean, std = (torch.tensor(v, dtype=dtype).expand(count) for v in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(v, dtype=dtype, device="cpu").expand(count) for v in (self.mean, self.std)
+        )
         if self.permute_seed is None:
             return mean.view(shape), std.view(shape), None
         moved = permutation(self.permute_seed, count)
@@ -122,7 +124,7 @@ def select(images: Tensor | Rows, index: Tensor) -> Tensor | Rows:
 
 def permutation(seed: int, count: int) -> Tensor:
     """Where each of `count` values comes from: a random order that depends on `seed` alone."""
-    return torch.randperm(count, generator=generator(seed, PERMUTATION_STREAM))
+    return torch.randperm(count, generator=generator(seed, PERMUTATION_STREAM), device="cpu")
 
 
 def split(
@@ -140,14 +142,14 @@ def split(
             " number of samples"
         )
     if not count:
-        return torch.arange(len(labels)), torch.arange(0)
-    order = torch.randperm(len(labels), generator=generator(seed, SPLIT_STREAM))
+        return torch.arange(len(labels), device="cpu"), torch.arange(0, device="cpu")
+    order = torch.randperm(len(labels), generator=generator(seed, SPLIT_STREAM), device="cpu")
     if stratify:
         # Rank each sample within its class, in a random order; the lowest relative ranks validate.
         by_class = order[labels[order].argsort(stable=True)]
         sizes = labels.bincount()
         starts = (sizes.cumsum(0) - sizes)[labels[by_class]]
-        rank = (torch.arange(len(labels)) - starts + 0.5) / sizes[labels[by_class]]
+        rank = (torch.arange(len(labels), device="cpu") - starts + 0.5) / sizes[labels[by_class]]
         order = by_class[rank.argsort(stable=True)]
     return order[count:].sort().values, order[:count].sort().values
 
@@ -158,7 +160,9 @@ def _histogram(images: Tensor | Rows) -> Tensor:
         return images.flatten().bincount(minlength=256)
 
     def count(rows: Rows) -> Tensor:
-        return sum(map(_histogram, rows.split(4096)), torch.zeros(256, dtype=torch.int64))
+        return sum(
+            map(_histogram, rows.split(4096)), torch.zeros(256, dtype=torch.int64, device="cpu")
+        )
 
     if images.counts is None:
         return count(images)
@@ -209,7 +213,7 @@ def prepare(
         )
 
     if isinstance(images, Rows):
-        if not torch.tensor([normalization.mean, normalization.std]).isfinite().all():
+        if not torch.tensor([normalization.mean, normalization.std], device="cpu").isfinite().all():
             raise InputError("the training examples hold a number that is not finite")
     elif images.is_floating_point() and not images.isfinite().all():
         worst = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])

@@ -79,7 +79,7 @@ class Rows:
 
     def left_out(self) -> "Rows":
         """Those that are not chosen."""
-        left = torch.full((self.count,), self.rows is not None)
+        left = torch.full((self.count,), self.rows is not None, device="cpu")
         if self.rows is not None:
             left[self.rows] = False
         return replace(self, rows=left.nonzero().flatten())
@@ -94,7 +94,7 @@ class Rows:
         """Those rows, read. Raises InputError where a file cannot be read."""
         length = len(range(*index.indices(len(self)))) if isinstance(index, slice) else len(index)
         with torch.inference_mode(False):
-            out = torch.empty((length, *self.example), dtype=self.dtype)
+            out = torch.empty((length, *self.example), dtype=self.dtype, device="cpu")
         self.read(index, out)
         return out
 
@@ -114,7 +114,7 @@ class Rows:
             if self.rows is None and step == 1:
                 self.read_ranges([(start, stop, 0)], out)
                 return
-            index = torch.arange(start, stop, step)
+            index = torch.arange(start, stop, step, device="cpu")
         rows = index if self.rows is None else self.rows[index]
         if not len(rows):
             return
@@ -126,7 +126,7 @@ class Rows:
         ends = zip(edges, edges[1:], ascending[edges[:-1]].tolist(), strict=False)
         for begin, end, low in ends:
             high = int(ascending[end - 1]) + 1
-            room = torch.empty((high - low, *self.example), dtype=self.dtype)
+            room = torch.empty((high - low, *self.example), dtype=self.dtype, device="cpu")
             self.read_ranges([(low, high, 0)], room)
             out[order[begin:end]] = room[ascending[begin:end] - low]
 
@@ -224,7 +224,7 @@ def verify_shards(folder: Path) -> Iterator[tuple[str, int]]:
     manifest = _read_manifest(folder / MANIFEST)
     for part in manifest["parts"]:
         for rows in _open_part(folder, manifest, part):
-            counts = torch.zeros(256, dtype=torch.int64)
+            counts = torch.zeros(256, dtype=torch.int64, device="cpu")
             for shard in rows.files:
                 crc, size = 0, shard.count * rows.row_bytes
                 with _open(shard) as file:
@@ -278,7 +278,7 @@ def _open_part(folder: Path, manifest: dict[str, Any], part: str) -> tuple[Rows,
         rows = Rows(tuple(shards), torch.Size(example), dtypes.pop(), described["count"])
         found.append(rows)
     if counts is not None:
-        found[1] = replace(found[1], counts=torch.tensor(counts))
+        found[1] = replace(found[1], counts=torch.tensor(counts, device="cpu"))
     return found[0], found[1]
 
 

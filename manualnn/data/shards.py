@@ -85,7 +85,9 @@ class _Part:
 
     shards: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, _File] = field(default_factory=dict)
-    histogram: Tensor = field(default_factory=lambda: torch.zeros(256, dtype=torch.int64))
+    histogram: Tensor = field(
+        default_factory=lambda: torch.zeros(256, dtype=torch.int64, device="cpu")
+    )
     labels: int = 0  # the largest label and 1
 
 

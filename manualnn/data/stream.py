@@ -48,7 +48,7 @@ class Plan:
         self.whole = count <= most
         self.blocks = (count - 1 >> self.shift) + 1
         self.window = self.blocks if self.whole else most // 2 >> self.shift
-        self.edges = torch.arange(self.blocks + 1) << self.shift
+        self.edges = torch.arange(self.blocks + 1, device="cpu") << self.shift
         if chosen is not None:
             self.edges = torch.searchsorted(chosen, self.edges)
         else:
@@ -57,23 +57,26 @@ class Plan:
     def windows(self, draw: torch.Generator | None) -> list[Tensor]:
         """The blocks of each window, all of about the same size; without a generator in the order
         of the files."""
-        blocks = torch.arange(self.blocks)
+        blocks = torch.arange(self.blocks, device="cpu")
         if draw is not None and not self.whole:
-            blocks = torch.randperm(self.blocks, generator=draw)
+            blocks = torch.randperm(self.blocks, generator=draw, device="cpu")
         return list(blocks.tensor_split(-(-self.blocks // self.window)))
 
     def order(self, draw: torch.Generator | None) -> tuple[Tensor, list[Tensor]]:
         """The order of the examples (N,), and the windows that it goes through."""
         windows, start = self.windows(draw), 0
-        order = torch.arange(int(self.edges[-1]))
+        order = torch.arange(int(self.edges[-1]), device="cpu")
         if draw is None:
             return order, windows
         for blocks in windows:
             first, lengths = self.edges[blocks], self.edges[blocks + 1] - self.edges[blocks]
             count = int(lengths.sum())
             before = lengths.cumsum(0) - lengths
-            examples = torch.arange(count) + (first - before).repeat_interleave(lengths)
-            mixed = torch.randperm(count, generator=draw)  # of a single window that of all
+            examples = torch.arange(count, device="cpu") + (first - before).repeat_interleave(
+                lengths
+            )
+            # Of a single window that of all.
+            mixed = torch.randperm(count, generator=draw, device="cpu")
             order[start : start + count] = examples[mixed]
             start += count
         return order, windows
@@ -90,9 +93,9 @@ class Ring:
         self._reader: ThreadPoolExecutor | None = None
         with torch.inference_mode(False):
             # Where in `memory` each block begins.
-            self._places = torch.full((self.plan.blocks,), ABSENT)
+            self._places = torch.full((self.plan.blocks,), ABSENT, device="cpu")
             self._windows: list[Tensor] = []
-            self._window_of = torch.full((self.plan.blocks,), -1)
+            self._window_of = torch.full((self.plan.blocks,), -1, device="cpu")
         self._memory: Tensor | None = None  # made when it is first needed
         self._half = self.plan.window << self.plan.shift
         self._current = -1  # the window that the steps go through
@@ -166,7 +169,9 @@ class Ring:
             if self._memory is None:
                 size = self._half * (1 if self.plan.whole else 2)
                 try:
-                    self._memory = torch.empty((size, *self.rows.example), dtype=self.rows.dtype)
+                    self._memory = torch.empty(
+                        (size, *self.rows.example), dtype=self.rows.dtype, device="cpu"
+                    )
                 except RuntimeError as error:
                     raise InputError(
                         f"data.memory_mb: is too much for this machine ({error})"
@@ -183,7 +188,7 @@ class Ring:
         self.rows.read_ranges(ranges, self._memory)
         with self._lock:
             if windows is self._windows:
-                places = torch.arange(len(blocks)) << shift
+                places = torch.arange(len(blocks), device="cpu") << shift
                 self._places[blocks] = places + first
                 self._held[half] = number
 
@@ -205,6 +210,9 @@ class Streamed:
         memory: int = 2**29,
     ) -> None:
         self.rows, self.normalization, self.device = rows, normalization, torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            # The current GPU is a matter of each thread, and of this one now.
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.compute = self.dtype = dtype  # that of the normalisation, and of the result
         self.ring = Ring(rows, memory)
         self._own = threading.local()  # buffers of each thread
@@ -267,7 +275,7 @@ class Streamed:
         if count not in known:
             cuda, shape = self.device.type == "cuda", (count, *self.rows.example)
             with torch.inference_mode(False):
-                raw = torch.empty(shape, dtype=self.rows.dtype, pin_memory=cuda)
+                raw = torch.empty(shape, dtype=self.rows.dtype, pin_memory=cuda, device="cpu")
                 low = None
                 if self.dtype != self.compute:
                     low = torch.empty(shape, dtype=self.compute, device=self.device)
@@ -280,7 +288,11 @@ def epoch_order(x: Tensor | Streamed, draw: torch.Generator | None) -> Tensor:
     of the samples."""
     if isinstance(x, Streamed):
         return x.order(draw)
-    return torch.arange(len(x)) if draw is None else torch.randperm(len(x), generator=draw)
+    return (
+        torch.arange(len(x), device="cpu")
+        if draw is None
+        else torch.randperm(len(x), generator=draw, device="cpu")
+    )
 
 
 def quality(order: Tensor, labels: Tensor, batch_size: int = 64) -> tuple[float, float]:
@@ -294,7 +306,7 @@ def quality(order: Tensor, labels: Tensor, batch_size: int = 64) -> tuple[float,
     With labels sorted, m blocks in a window, M in all, and batches of n, it is
     1 + (n - 1)(1/m - 1/M): the labels of a window are a sample, too.
     """
-    turn = torch.arange(len(order), dtype=torch.float64)
+    turn = torch.arange(len(order), dtype=torch.float64, device="cpu")
     middle = (len(order) - 1) / 2
     covariance = (order.double() - middle) @ (turn - middle)
     correlation = covariance / (turn - middle).square().sum()
@@ -302,7 +314,7 @@ def quality(order: Tensor, labels: Tensor, batch_size: int = 64) -> tuple[float,
     found = labels[order[: batches * batch_size]].view(batches, batch_size)
     shares = labels.bincount().double() / len(labels)
     classes = len(shares)
-    cells = found + classes * torch.arange(batches).unsqueeze(1)
+    cells = found + classes * torch.arange(batches, device="cpu").unsqueeze(1)
     counts = cells.flatten().bincount(minlength=batches * classes).view(batches, classes)
     expected = shares[shares > 0] * batch_size
     chi = ((counts[:, shares > 0] - expected).square() / expected).sum(1)
