@@ -15,7 +15,7 @@ from .config import Data, load_config
 from .data import Examples, load_source
 from .data.prepare import select
 from .data.sources import FASHION
-from .evaluation import runs_called
+from .find import runs_called
 from .pages import INSIDE, Block, draw_text, heading, panel
 from .results import Trained
 

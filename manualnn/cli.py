@@ -74,6 +74,22 @@ RunFolder = Annotated[
 ]
 Epochs = Annotated[int | None, typer.Option(help="train.epochs.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Normalize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="none|unit|standard|MEAN,STD",
+        help="How raw values become inputs, for weights of other origin; unit is x / 255.",
+        show_default=False,
+    ),
+]
+Activation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="relu|sigmoid|tanh",
+        help="Between the layers of weights of other origin; default relu.",
+        show_default=False,
+    ),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in --out, or the newest one.")
 ]
@@ -647,7 +663,7 @@ def _share(
 ) -> dict[str, Any]:
     """Be a worker of a shared sweep until it is finished; what it leaves."""
     from . import study
-    from .evaluation import RUNS
+    from .find import RUNS
 
     name = name if name is not None else f"{config.name}-sweep"
     if out is None and not study.is_file_name(name):
@@ -882,8 +898,8 @@ def evaluate(
     weights: Annotated[
         str | None,
         typer.Argument(
-            help="A weights file, a run folder, or a shipped name. Default: the newest run here,"
-            " else the network that comes with the package.",
+            help="A weights file, a run folder, the name of a run, or shipped:NAME. Default: the"
+            " newest run here, else the network that comes with the package.",
             show_default=False,
         ),
     ] = None,
@@ -906,6 +922,8 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(help="A file of predictions, one per line; needs --labels.")
     ] = None,
+    normalize: Normalize = None,
+    activation: Activation = None,
     labels: Annotated[
         Path | None, typer.Option(help="The labels they should be: one per line, or a CSV file.")
     ] = None,
@@ -918,7 +936,7 @@ def evaluate(
     With --predictions and --labels: the accuracy of a file of predictions.
     """
     from . import evaluation as evaluating
-    from . import experiment
+    from . import experiment, find
     from .files import writing
 
     if predictions is not None or labels is not None:
@@ -930,14 +948,13 @@ def evaluate(
         else:
             print(f"{predictions}: accuracy {_percent(right / n)}, {right:,} of {n:,} are right")
         return
-    if (
-        weights is None
-        and (newest := evaluating.newest_run())
-        and (newest / "weights.pkl").exists()
-    ):
-        weights = str(newest)
+    if weights is None:
+        newest = find.newest_run("", find.WEIGHTS)
+        weights = str(newest or f"{find.SHIPPED}mnist-mlp")
+        what = f"the newest run, {newest}" if newest else "no run here: the network of the package"
+        print(f"note: {what}", file=sys.stderr)
     evaluated = evaluating.evaluate_weights(
-        weights, data, data_dir, split, device, label=label, header=header
+        weights, data, data_dir, split, device, label, header, normalize, activation
     )
     evaluation, names, path = evaluated.evaluation, evaluated.class_names, evaluated.path
     is_run = (path.parent / "config.toml").exists()
@@ -973,7 +990,8 @@ def evaluate(
 @app.command()
 def predict(
     weights: Annotated[
-        str, typer.Argument(help="A weights file, a run folder, or a shipped name.")
+        str,
+        typer.Argument(help="A weights file, a run folder, the name of a run, or shipped:NAME."),
     ],
     examples: Annotated[
         Path | None, typer.Argument(metavar="[INPUT]", help="A CSV file, or an idx file of images.")
@@ -991,6 +1009,8 @@ def predict(
     with_probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Append each class's probability.")
     ] = False,
+    normalize: Normalize = None,
+    activation: Activation = None,
     device: Device = "auto",
 ) -> None:
     """Predict the class of each example in INPUT: one per line, in order, no header.
@@ -998,11 +1018,13 @@ def predict(
     A CSV row holds the pixels, or a label before them, which is ignored.
     """
     from . import evaluation as evaluating
+    from .find import find_weights
 
     if (examples is None) == (data is None):
         raise InputError("give either INPUT, a CSV or idx file, or --data")
+    path = find_weights(weights)
     classes, p = evaluating.predict_file(
-        weights, examples, device, data, data_dir, label=label, header=header
+        path, examples, device, data, data_dir, label, header, normalize, activation
     )
     lines = evaluating.prediction_lines(classes, p if with_probabilities else None)
     if out is None:
@@ -1012,7 +1034,7 @@ def predict(
 
     with writing(f"--out {out}"):
         write_text(out, "\n".join([*lines, ""]))
-    print(f"{out}: {len(classes):,} predictions of {evaluating.find_weights(weights)}")
+    print(f"{out}: {len(classes):,} predictions of {path}")
 
 
 @app.command()

@@ -353,12 +353,14 @@ def load_config(
     flags: dict[str, Any] | None = None,
     grid: list[str] | None = None,
 ) -> Config:
-    """The config in a file or shipped under a bare name, changed by `sets`, `flags`, then `grid`.
+    """The config in a file or a run's folder, or shipped under a bare name, changed by `sets`,
+    `flags`, then `grid`.
 
     `sets` are "key=value", `grid` "key=list"; `flags` maps a dotted key to a value, None where it
     was not given. Raises InputError.
     """
-    path = find_shipped(name, "configs", ".toml", "config")
+    inside = Path(name) / "config.toml"  # of a run's folder
+    path = inside if inside.is_file() else find_shipped(name, "configs", ".toml", "config")
     try:
         text = path.read_text(encoding="utf-8")
         tree = tomllib.loads(text)

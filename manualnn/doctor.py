@@ -14,9 +14,10 @@ from .config import load_config
 from .data import DATASETS, load
 from .data.sources import canonical, local_folder, search
 from .errors import InputError
-from .evaluation import choose_device, find_weights
+from .evaluation import choose_device
 from .experiment import dry_run
 from .files import cache_folder, package_version, write_text
+from .find import find_weights
 from .network import load_weights
 
 
@@ -152,7 +153,7 @@ def _cache() -> str:
 def _training(problems: list[str]) -> str:
     """Whether the shipped weights load and the default config trains a step."""
     try:
-        load_weights(find_weights("mnist-mlp"))
+        load_weights(find_weights("shipped:mnist-mlp"))
         [training] = dry_run(load_config(), steps=1)
         if not bool(training.network.theta.isfinite().all()):
             raise InputError("a training step gave weights that are not finite")

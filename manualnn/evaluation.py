@@ -6,7 +6,6 @@ Shapes: N samples, K classes.
 import math
 import os
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,12 +38,11 @@ from .data.prepare import head, select
 from .data.sources import check_labels
 from .data.table import idx_examples
 from .errors import InputError
-from .files import find_shipped
+from .find import SHIPPED, find_described, find_weights
 from .losses import probabilities
-from .network import Network, load_weights
+from .network import Network, Weights, load_weights
+from .scale import normalization_for
 from .training import evaluate
-
-RUNS = Path("runs")
 
 
 def choose_device(name: str) -> torch.device:
@@ -142,18 +140,24 @@ def evaluate_weights(
     device: str = "cpu",
     label: str | None = None,
     header: str | None = None,
+    normalize: str | None = None,
+    activation: str | None = None,
 ) -> Evaluated:
-    """Evaluate a weights file (a path, a run folder or a shipped name) on a part of a data set.
+    """Evaluate a weights file (as `find_weights` takes it) on a part of a data set.
 
     By default the network that ships with the package, the data set it was trained on, and its test
     part; "train" and "valid" are the parts its training used. `data` is a data set's name, a CSV
     file with labels, or a folder of CSV or idx files; `label` and `header` as in `data.Asked`.
-    Raises InputError.
+
+    `normalize` ("none", "unit", "standard" as fitted on the data set's training part, or
+    "MEAN,STD") and `activation` ("relu", "sigmoid", "tanh") say how foreign weights take raw
+    values. Raises InputError, also where a weight is not finite.
     """
     if split not in ("test", "train", "valid"):
         raise InputError(f"--split {split}: use test, valid or train")
-    path = find_weights(weights or "mnist-mlp")
-    network, meta = _load(path, choose_device(device))
+    path = find_weights(weights or f"{SHIPPED}mnist-mlp")
+    loaded, network = _load(path, choose_device(device), activation)
+    meta = loaded.meta
     part = "test" if split == "test" else "train"
     name, place = _data_place(data, data_dir, part, label, header, meta.get("label_column"))
     if name is None:
@@ -176,7 +180,15 @@ def evaluate_weights(
     dataset = relabel(dataset, **asked)
     images, labels = _part(dataset, split, cut)
     check_labels(labels, network.classes, f"{dataset.where} against {path}")
-    x = _normalised(images, network, meta, path, dataset.where)
+    _check_shape(images, network, path, dataset.where)
+
+    def training_images() -> Tensor | Rows:
+        return _training_images(name, place, cut if data is None else {})
+
+    normalization = normalization_for(
+        loaded, images, str(path), dataset.where, normalize, training_images
+    )
+    x = _normalised(images, network, normalization)
     samples = Samples(x, labels.to(network.theta.device))
     evaluation = _judge(network, samples, meta.get("loss", "cross_entropy"))
     names = meta.get("class_names") if name == meta.get("dataset") else dataset.class_names
@@ -190,58 +202,6 @@ def evaluate_weights(
     return Evaluated(evaluation, images, names, path, called, dataset.where, dataset.read)
 
 
-def find_weights(name: Path | str) -> Path:
-    """A weights file: itself, the `weights.pkl` of a run (its folder, or the newest of that name in
-    `runs/`), or a shipped one by name."""
-    if (Path(name) / "weights.pkl").is_file():
-        return Path(name) / "weights.pkl"
-    try:
-        return find_shipped(name, "weights", ".pkl", "weights file")
-    except InputError:
-        if newest := newest_run(str(name), "weights.pkl"):
-            return newest / "weights.pkl"
-        raise
-
-
-def find_described(name: Path | str) -> Path:
-    """The weights file or config that is meant: a path, a run folder, or a shipped name of either.
-
-    Raises InputError.
-    """
-    path = Path(name)
-    inside = [path / file for file in ("weights.pkl", "config.toml") if (path / file).is_file()]
-    if inside or path.suffix == ".pkl":
-        return inside[0] if inside else find_weights(path)
-    try:
-        return find_shipped(path, "configs", ".toml", "config")
-    except InputError:
-        with suppress(InputError):
-            return find_weights(path)
-        raise
-
-
-def newest_run(name: str = "", file: str = "config.toml") -> Path | None:
-    """The first of `runs_called`, if there is one."""
-    return next(iter(runs_called(name, file)), None)
-
-
-def runs_called(name: str, file: str) -> list[Path]:
-    """The folders under `runs/` called `NAME`, `NAME-2` and so on (all where `name` is empty) that
-    have `file`, the one with the newest first."""
-    paths = sorted(RUNS.glob(f"*/{file}"), key=lambda path: -path.stat().st_mtime_ns)
-    folders = [RUNS / path.relative_to(RUNS).parts[0] for path in paths]
-    return [
-        folder
-        for folder in dict.fromkeys(folders)
-        if not name or folder.name == name or _is_numbered(folder.name, name)
-    ]
-
-
-def _is_numbered(folder: str, name: str) -> bool:
-    head, _, tail = folder.rpartition("-")
-    return head == name and tail.isdigit()
-
-
 def predict_file(
     weights: Path | str,
     examples: Path | str | None,
@@ -250,21 +210,31 @@ def predict_file(
     data_dir: Path | str | None = None,
     label: str | None = None,
     header: str | None = None,
+    normalize: str | None = None,
+    activation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Predicted classes (N,) and probabilities (N, K) of the examples in an idx or CSV file, or
     with `data` in the test part of a data set.
 
-    `weights` and `data` are as for `evaluate_weights`. A CSV row has the network's inputs, or a
+    All else is as for `evaluate_weights`. A CSV row has the network's inputs, or a
     label before them, which is ignored. Raises InputError.
     """
     path = find_weights(weights)
-    network, meta = _load(path, choose_device(device))
-    place = _data_place(data, data_dir, "test", label, header, meta.get("label_column"))
+    loaded, network = _load(path, choose_device(device), activation)
+    place = _data_place(data, data_dir, "test", label, header, loaded.meta.get("label_column"))
     inputs = math.prod(network.shape)
     images, where = _examples(examples, *place, inputs)
+    _check_shape(images, network, path, where)
+
+    def training_images() -> Tensor | Rows:
+        return _training_images(place[0] or "mnist", place[1], {})
+
+    normalization = normalization_for(
+        loaded, images, str(path), where, normalize, None if examples else training_images
+    )
     # Normalised some chunks at a time: as float32 all of them would take four times their bytes.
     parts = images.split(8 * network.chunk)
-    normalised = (_normalised(part, network, meta, path, where) for part in parts)
+    normalised = (_normalised(part, network, normalization) for part in parts)
     p = torch.cat([_probabilities(network, part) for part in normalised])
     print(f"read {where}: {len(images):,} examples of {inputs} features", file=sys.stderr)
     return p.argmax(-1), p
@@ -367,6 +337,15 @@ def _examples(
     return read_features(Path(file), asked_of(place), width), str(file)
 
 
+def _training_images(name: str, place: Place, cut: dict[str, Any]) -> Tensor | Rows:
+    """The raw training examples of a data set, of which `cut` says the split."""
+    if isinstance(place, dict) and not {"train", "dir"} & {*place}:
+        raise InputError("--normalize standard: the data have no training part; give MEAN,STD")
+    swapped = cut.get("source") == "test"
+    dataset = load_source("test", name, place) if swapped else load(name, place, ("train",))
+    return _part(dataset, "train", cut)[0]
+
+
 def _own_place(path: Path, meta: dict[str, Any]) -> Place:
     """Where the run that made a weights file had its data, if the file lies in its folder."""
     for folder in (path.parent, path.parent.parent):
@@ -377,19 +356,25 @@ def _own_place(path: Path, meta: dict[str, Any]) -> Place:
     return None
 
 
-def _load(path: Path, device: torch.device) -> tuple[Network, dict[str, Any]]:
-    """The network of a weights file on a device, and its meta."""
-    loaded = load_weights(path)
+def _load(
+    path: Path, device: torch.device, activation: str | None = None
+) -> tuple[Weights, Network]:
+    """The content of a weights file, and its network on a device. Raises InputError where a weight
+    is not finite: predictions would mean nothing."""
+    loaded = load_weights(path, activation)
     ours = loaded.network
+    for key, tensor in ours.layout.to_dict(ours.theta[0]).items():
+        if wrong := int((~tensor.isfinite()).sum()):
+            raise InputError(
+                f"{path}: {key} is not finite: {wrong:,} of its {tensor.numel():,} numbers are nan"
+                " or inf, so it predicts nothing; did its training diverge?"
+            )
     moved = Network(ours.specs, ours.shape, ours.classes, 1, ours.theta.dtype, device)
     moved.theta.copy_(ours.theta)
-    return moved, loaded.meta
+    return loaded, moved
 
 
-def _normalised(
-    images: Tensor | Rows, network: Network, meta: dict[str, Any], path: Path, where: str
-) -> Tensor | Streamed:
-    """Raw images (N, ...) as the network in `path` takes them. Raises InputError."""
+def _check_shape(images: Tensor | Rows, network: Network, path: Path, where: str) -> None:
     inputs, found = math.prod(network.shape), images.shape[1:].numel()
     if found != inputs:
         raise InputError(
@@ -397,14 +382,16 @@ def _normalised(
             f" {tuple(images.shape[1:])}"
             + ("; does a label lack in the first column?" if found + 1 == inputs else "")
         )
-    try:
-        normalization = Normalization(**meta.get("normalization", {"kind": "none"}))
-        if isinstance(images, Rows):
-            rows = replace(images, example=torch.Size(network.shape))
-            return Streamed(rows, normalization, network.theta.dtype, network.theta.device)
-        x = normalization.apply(images.reshape(-1, *network.shape), network.theta.dtype)
-    except (TypeError, RuntimeError) as error:
-        raise InputError(f"{path}: its meta has an unusable normalization ({error})") from None
+
+
+def _normalised(
+    images: Tensor | Rows, network: Network, normalization: Normalization
+) -> Tensor | Streamed:
+    """Raw images (N, ...) as the network takes them."""
+    if isinstance(images, Rows):
+        rows = replace(images, example=torch.Size(network.shape))
+        return Streamed(rows, normalization, network.theta.dtype, network.theta.device)
+    x = normalization.apply(images.reshape(-1, *network.shape), network.theta.dtype)
     return x.to(network.theta.device)
 
 

@@ -25,7 +25,7 @@ from .data import Dataset, Prepared, load, load_source, prepare, relabel
 from .data.labels import label_names
 from .data.sources import check_labels
 from .errors import InputError
-from .evaluation import RUNS, choose_device, draw_evaluation, evaluate_weights, newest_run
+from .evaluation import choose_device, draw_evaluation, evaluate_weights
 from .files import (
     LOCK,
     lock,
@@ -36,6 +36,7 @@ from .files import (
     write_text,
     writing,
 )
+from .find import RUNS, newest_run
 from .network import Network, save_weights
 from .results import best_network, chosen_by
 from .steps import evenly, threads
@@ -625,6 +626,7 @@ def weights_meta(
         **({"label_column": dataset.label} if dataset.label else {}),
         "class_names": [*names, *map(str, range(len(names), training.network.classes))],
         "normalization": training.data.normalization.to_meta(),
+        "range": training.data.range.to_meta() if training.data.range else None,
         "loss": population.config.train.loss,
         "split": {
             **{key: getattr(data, key) for key in _SPLIT},

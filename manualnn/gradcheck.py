@@ -23,7 +23,8 @@ from torch import Tensor
 from .config import Config, load_config
 from .differences import Function, Report, differences, judge
 from .errors import InputError
-from .evaluation import describe, find_described
+from .evaluation import describe
+from .find import find_described
 from .layers import Layer, MaxPool2d, ReLU
 from .losses import LOSSES, outputs
 from .network import Network, load_weights

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from .checklist import Check, check_mnist, check_names, check_report, check_sweeps
 from .config import Config, load_config
 from .errors import InputError
-from .evaluation import RUNS, runs_called
 from .files import PACKAGE, replacing, writing
+from .find import RUNS, runs_called
 from .pages import save_pages
 from .report import class_names_of, draw
 from .results import best_of, by_label, read_run

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from .errors import InputError
-from .evaluation import find_weights
-from .network import load_weights
-from .safe import read_tensors, scan, shown
+from .find import find_weights
+from .network import to_weights
+from .safe import read_file, read_tensors, scan, shown
 
 CHUNK = 2**20  # numbers looked at at a time
 FOLDER = ("weights.pkl", "checkpoint.pt")
@@ -20,20 +20,20 @@ FOLDER = ("weights.pkl", "checkpoint.pt")
 def inspect(name: Path | str) -> dict[str, Any]:
     """What a file holds (a path, a run folder, or the name of shipped weights).
 
-    `kind` is "weights", "checkpoint", "tensors" or "pickle"; `globals` are the names that its
-    pickle asks for, each with whether it is `safe`; `problem` says why it is not read here, and is
-    empty where it is: then `tensors` has a dict for each tensor, `network` what weights are of,
+    `kind` is "weights", "checkpoint", "tensors", "pickle" or "other"; `globals` are the names that
+    its pickle asks for, each with whether it is `safe`; `problem` says why it is not read here, and
+    is empty where it is: then `tensors` has a dict for each tensor, `network` what weights are of,
     `checkpoint` how far a training was, `meta` what else there is. Raises InputError where the file
     is missing or damaged.
     """
     path = _file(Path(name))
-    found = scan(path)
+    data = read_file(path)
+    found = scan(path, content=data)
     unsafe = set(found.unsafe)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
     report: dict[str, Any] = {
         "file": str(path),
-        "kind": "pickle",
+        "kind": "other" if found.format else "pickle",
         "bytes": found.size,
         "sha256": digest,
         "globals": [{"name": name, "safe": name not in unsafe} for name in found.globals],
@@ -47,7 +47,7 @@ def inspect(name: Path | str) -> dict[str, Any]:
         report["problem"] = f"it would execute code where it is unpickled: {', '.join(unsafe)}"
     if report["problem"]:
         return report
-    content = read_tensors(path, "file of torch.save")
+    content = read_tensors(path, "file of torch.save", data)
     report["kind"] = "tensors"
     report["tensors"] = [_describe(name, tensor) for name, tensor in _tensors(content, "")]
     plain = content if isinstance(content, dict) else {"content": content}
@@ -59,7 +59,7 @@ def inspect(name: Path | str) -> dict[str, Any]:
         report["checkpoint"] = {"epoch": epoch, "step": step, "networks": len(theta)}
         return report
     try:
-        loaded = load_weights(path)
+        loaded = to_weights(content, path, len(data))
     except InputError as error:
         report["network"] = {"problem": str(error).removeprefix(f"{path}: ")}
         return report

@@ -19,10 +19,11 @@ from torch import Tensor
 from .data import Streamed
 from .errors import InputError
 from .files import replacing
+from .find import WEIGHTS, find_weights
 from .layers import ChannelsLast, Conv2d, Dropout, Layer, arrange_pooling, build_layers
 from .losses import LOSSES, decide, outputs
 from .parameters import Layout
-from .safe import read_tensors, shown
+from .safe import read_file, read_tensors, shown
 from .workspace import Workspace, generator
 
 INIT_STREAM = 0x1417
@@ -200,18 +201,25 @@ class Network:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a weights file holds: one network on the CPU, and its `meta`."""
+    """What a weights file holds: one network on the CPU, and its `meta`; `foreign` where that is
+    guessed, as the file says nothing of its layers."""
 
     network: Network
     meta: dict[str, Any]
+    foreign: bool = False
 
 
-def save_weights(path: Path, network: Network, meta: dict[str, Any], replica: int = 0) -> None:
+def save_weights(
+    path: Path | str, network: Network, meta: dict[str, Any], replica: int = 0
+) -> None:
     """Write one replica as a dict of tensors w1, b1, w2, ... and `meta`, readable by `torch.load`.
 
     `meta` may hold only str, int, float, bool, None, list and dict. Layers, shape and classes are
-    added to it.
+    added to it. Raises InputError where `path` is a folder.
     """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the file to write, as in {path / WEIGHTS}")
     meta = {
         "layers": network.specs,
         "shape": list(network.shape),
@@ -229,13 +237,22 @@ def save_weights(path: Path, network: Network, meta: dict[str, Any], replica: in
         temporary.write_bytes(content.getbuffer())
 
 
-def load_weights(path: Path) -> Weights:
-    """Read a weights file, or a foreign dict of w1, b1, w2, ... as a ReLU network on x/255.
+def load_weights(path: Path | str, activation: str | None = None) -> Weights:
+    """Read a weights file (a path, a run's folder, or a name as `find_weights` takes it), or a
+    foreign dict of w1, b1, w2, ... with `activation` ("relu" by default, "sigmoid" or "tanh")
+    between its layers.
 
     Nothing in the file is executed, and no more memory taken than a few times its size. Raises
     InputError when it is no weights file, or its tensors do not fit its layers.
     """
-    content = read_tensors(path, "weights file")
+    named = (Path(path).name == str(path) and not Path(path).suffix) or Path(path).is_dir()
+    path = find_weights(path) if named else Path(path)
+    content = read_file(path, "weights file")
+    return to_weights(read_tensors(path, "weights file", content), path, len(content), activation)
+
+
+def to_weights(content: Any, path: Path, size: int, activation: str | None = None) -> Weights:
+    """The network in what was read from a file of `size` bytes, as `load_weights` reads it."""
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: not a weights file: it holds a {type(content).__name__}, no dict"
@@ -249,9 +266,15 @@ def load_weights(path: Path) -> Weights:
         for key, value in content.items()
         if isinstance(key, str) and isinstance(value, Tensor)
     }
-    meta = content.get("meta")
-    if not isinstance(meta, dict):
-        tensors, meta = _adopt(tensors, path)
+    stored = content.get("meta")
+    foreign = not isinstance(stored, dict)
+    meta: dict[str, Any] = stored if isinstance(stored, dict) else {}
+    if foreign:
+        tensors, meta = _adopt(tensors, path, activation or "relu")
+    elif activation is not None:
+        raise InputError(
+            f"--activation {activation}: {path} says what its layers are; it is for foreign weights"
+        )
     try:
         network = _outline(meta, tensors)
     except InputError as error:
@@ -269,18 +292,18 @@ def load_weights(path: Path) -> Weights:
             raise InputError(f"{path}: {key} should have shape {expected}, found {found}")
         if not tensors[key].is_floating_point():
             raise InputError(f"{path}: {key} is {tensors[key].dtype}, not floating-point")
-    size = path.stat().st_size
     if network.layout.count > size:  # tensors may be views of the same numbers
         raise InputError(
             f"{path}: its tensors have more numbers than the file has bytes ({size:,})"
         )
     network = Network(network.specs, network.shape, network.classes, dtype=network.theta.dtype)
     for key, slot in zip(keys, network.layout.slots, strict=True):
-        stored = _from_file(network.layers[slot.layer], slot.name, tensors[key])
-        network.params[slot.layer][slot.name].copy_(stored)
-    return Weights(network, meta)
+        values = _from_file(network.layers[slot.layer], slot.name, tensors[key])
+        network.params[slot.layer][slot.name].copy_(values)
+    return Weights(network, meta, foreign)
 
 
+ACTIVATIONS = ("relu", "sigmoid", "tanh")  # that foreign weights may be read with
 MOST_LAYERS, MOST_NUMBERS = 10**4, 2**31  # of a network; that forward makes of one sample
 NUMBER = int | float
 # What evaluate and predict go by, in meta, its normalization and its split, where it is not None.
@@ -288,8 +311,9 @@ META: dict[str, dict[str, Any]] = {
     "meta": {
         **dict.fromkeys(("run", "dataset", "loss", "torch", "manualnn"), str),
         "class_names": list,
-        **dict.fromkeys(("normalization", "split"), dict),
+        **dict.fromkeys(("normalization", "range", "split"), dict),
     },
+    "range": {"min": NUMBER, "max": NUMBER, "bytes": bool},
     "normalization": {
         "kind": str,
         **dict.fromkeys(("mean", "std"), NUMBER | list),
@@ -349,6 +373,11 @@ def _check_meta(meta: dict[str, Any], inputs: int) -> None:
                 raise InputError(
                     f"its meta has an unusable normalization: {key} {shown(repr(value))}"
                 )
+    if (found := tables["range"]) and (
+        set(found) != set(META["range"])
+        or not all(v is not None and abs(v) < 2**1000 for v in found.values())
+    ):
+        raise InputError("its meta has an unusable range: it needs min, max and bytes, all finite")
     if unknown := set(normalization) - set(META["normalization"]):
         raise InputError(f"its meta has an unusable normalization: {shown(str(min(unknown)))}")
     if normalization and not isinstance(normalization.get("kind"), str):
@@ -376,8 +405,12 @@ def _from_file(layer: Layer, name: str, tensor: Tensor) -> Tensor:
     return layer.from_torch(tensor) if isinstance(layer, Conv2d) and name == "weight" else tensor
 
 
-def _adopt(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _adopt(
+    tensors: dict[str, Tensor], path: Path, activation: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read w1, b1, w2, ... of an unknown author: the chain of shapes tells the orientation."""
+    if activation not in ACTIVATIONS:
+        raise InputError(f"--activation {activation}: use {', '.join(ACTIVATIONS)}")
     weights = sorted((k for k in tensors if re.fullmatch(r"[wW]_?[0-9]{1,6}", k)), key=_number)
     if not weights or any(tensors[k].dim() != 2 or not tensors[k].numel() for k in weights):
         module = any(re.search(r"\.(weight|bias)$", key) for key in tensors)
@@ -408,7 +441,7 @@ def _adopt(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], d
         renamed[f"b{number}"] = bias.flatten()
     specs: list[list[Any]] = []
     for shape in shapes:
-        specs += [["linear", shape[1]], ["relu"]]
+        specs += [["linear", shape[1]], [activation]]
     size = shapes[0][0]
     side = math.isqrt(size)
     return renamed, {

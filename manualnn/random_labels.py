@@ -17,9 +17,10 @@ from .config import Config, load_config, parse_config, put
 from .data import load
 from .diagnosis import guess_loss as guess_of
 from .errors import InputError
-from .evaluation import choose_device, newest_run
+from .evaluation import choose_device
 from .experiment import Run, build, folder_called, join, to_json
 from .files import write_text
+from .find import newest_run
 from .results import read_run
 
 DEFAULT = "mnist-random-labels"

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from .errors import InputError, printable
+from .formats import START, recognise, recognise_archive
 
 LARGEST_PICKLE = 2**30  # bytes of structure; the numbers of tensors lie outside of it
 DEEPEST, LONGEST = 100, 10**8  # containers within each other; entries, each as often as it is held
@@ -84,12 +85,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class Scan:
-    """What was found in a file of `size` bytes: the names that its pickle asks for, and in
-    `problem` why it is not read, "" where it is."""
+    """What was found in a file of `size` bytes: the names that its pickle asks for, in `problem`
+    why it is not read, "" where it is, and the `format` where it is a known one of others."""
 
     size: int
     globals: tuple[str, ...]
     problem: str = ""
+    format: str = ""
 
     @property
     def unsafe(self) -> list[str]:
@@ -101,12 +103,14 @@ class RefusedError(Exception):
     """Content that is not read; the message says why."""
 
 
-def read_tensors(path: Path, what: str) -> Any:
+def read_tensors(path: Path | str, what: str, content: bytes | None = None) -> Any:
     """`torch.load` with weights_only of a file that `scan` finds nothing against.
 
-    Raises InputError where it is damaged, or holds what is not read.
+    The file is read once, unless its `content` is given: what was looked through is what is
+    loaded. Raises InputError where it is damaged, or holds what is not read.
     """
-    found = scan(path, what)
+    content = read_file(path, what) if content is None else content
+    found = scan(path, what, content)
     if found.unsafe:
         names = ", ".join(map(shown, found.unsafe[:3]))
         raise InputError(f"{path}: not a {what} that can be read safely: it would execute {names}")
@@ -115,34 +119,54 @@ def read_tensors(path: Path, what: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign pickle: what matters is raised
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever broken bytes lead it to
         raise InputError(f"{path}: not a {what}, or damaged ({type(error).__name__})") from None
 
 
-def scan(path: Path, what: str = "file of torch.save") -> Scan:
-    """Look through a file without executing it or making its tensors; checksums are compared.
+def read_file(path: Path | str, what: str = "file of torch.save") -> bytes:
+    """All bytes of a file that may be one of torch.save, read once.
 
-    Raises InputError where it cannot be read, is damaged, or is neither a zip archive as torch.save
-    writes it nor a pickle.
+    Raises InputError where it cannot be read, or is larger than anything that would be read here.
     """
+    path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{path}: cannot be read: it is no file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            start = file.read(4)
-            file.seek(max(0, size - 22))
-            ends = file.read(4) == END and size >= 22
+            start = file.read(START)
+            if size > LARGEST_PICKLE and not start.startswith(ARCHIVE):
+                kind = recognise(start, size)
+                why = f"it is {kind}" if kind else f"its {size:,} bytes are too many"
+                raise InputError(f"{path}: not a {what}: {why}")
             file.seek(0)
-            if start == ARCHIVE:
-                with zipfile.ZipFile(file) as archive:
-                    return _scan_archive(archive, size, ends)
-            return _scan_bare(file, size)
-    except InputError:
-        raise
+            return file.read()
+    except MemoryError:
+        raise InputError(f"{path}: its {size:,} bytes do not fit into memory") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def scan(path: Path | str, what: str = "file of torch.save", content: bytes | None = None) -> Scan:
+    """Look through a file, or the `content` that was read from it, without executing it or making
+    its tensors; checksums are compared.
+
+    Raises InputError where it cannot be read, is damaged, or is neither a zip archive as torch.save
+    writes it, nor a pickle, nor of another known format.
+    """
+    content = read_file(path, what) if content is None else content
+    size = len(content)
+    try:
+        if not content.startswith(ARCHIVE):
+            if kind := recognise(content[:START], size):
+                return Scan(size, (), f"it is {kind}", kind)
+            return _scan_bare(content)
+        ends = size >= 22 and content[-22:].startswith(END)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if kind := recognise_archive(archive.namelist()):
+                return Scan(size, (), f"it is {kind}", kind)
+            return _scan_archive(archive, size, ends)
     except (RefusedError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a {what}, or truncated: {shown(str(error))}") from None
     except Exception as error:  # zipfile raises whatever broken bytes lead it to
@@ -201,17 +225,15 @@ def _records(archive: zipfile.ZipFile, size: int, ends: bool) -> dict[str, zipfi
     return {info.filename.partition("/")[2]: info for info in infos}
 
 
-def _scan_bare(file: io.BufferedReader, size: int) -> Scan:
+def _scan_bare(content: bytes) -> Scan:
     """A file that is no zip archive: the names that its pickles ask for, if it holds any."""
-    if not size:
+    if not content:
         raise RefusedError("it is empty")
-    if size > LARGEST_PICKLE:
-        raise RefusedError("no zip archive of torch.save")
-    names, first, whole = _globals(file.read())
+    names, first, whole = _globals(content)
     if not whole and not names:
         raise RefusedError("no zip archive of torch.save")
     kind = "a bare pickle" if first != LEGACY else "in the format of torch before 1.6"
-    return Scan(size, names, f"{kind}; where it is trusted, load it and torch.save it anew")
+    return Scan(len(content), names, f"{kind}; where it is trusted, load it and torch.save it anew")
 
 
 def _globals(data: bytes) -> tuple[tuple[str, ...], Any, bool]:

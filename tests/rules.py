@@ -13,11 +13,13 @@ PACKAGE = Path(__file__).parent.parent / "manualnn"
 # A module imports only modules of lower floors.
 FLOORS = {
     "errors": 0, "distributed": 0, "files": 0, "parameters": 0, "workspace": 0,
+    "formats": 0,
     "capture": 1, "layers": 1, "losses": 1, "optimizers": 1, "data": 1, "config": 1, "plots": 1,
     "pages": 1, "markdown": 2, "derivation": 3, "classes": 6, "checklist": 7, "report_parts": 8,
-    "differences": 1, "own_function": 1, "safe": 1,
+    "differences": 1, "own_function": 1, "safe": 1, "find": 1,
     "results": 2, "network": 2, "show": 2,
     "diagnosis": 3, "steps": 3, "checkpoint": 3, "circumstances": 3, "training": 4, "evaluation": 5,
+    "scale": 3,
     "experiment": 6,
     "random_labels": 7, "compare": 7, "lr_find": 7, "sweep": 7, "doctor": 7, "coursework": 7,
     "gradcheck": 7, "audit": 7, "grade": 8, "inspection": 7, "reproduce": 7,
@@ -25,7 +27,7 @@ FLOORS = {
     "__main__": 12,
 }  # fmt: skip
 # Within floor 0 these build on each other, in this order.
-GROUND = ["errors", "distributed", "files", "parameters", "workspace"]
+GROUND = ["errors", "distributed", "files", "parameters", "workspace", "formats"]
 
 
 def source_violations(module: str, source: str) -> list[str]:

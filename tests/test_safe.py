@@ -116,7 +116,7 @@ def test_damaged_archives(path, good):
     refused(path, "its pickle is damaged")
     path.unlink()
     path.mkdir()
-    refused(path, "cannot be read: it is no file")
+    refused(path, r"cannot be read: it is no file|the folder holds no weights\.pkl")
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_tensors(path / "absent", "file")
 

@@ -4,6 +4,7 @@ Shapes: N samples, the rest of x is the shape of one example.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from ..errors import InputError
 from ..workspace import generator
 from .augment import Augment
 from .labels import corrupt
+from .ranges import Range, differ_in_scale
 from .rows import Rows
 from .stream import Streamed
 
@@ -102,7 +104,8 @@ class Samples:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The parts of one experiment; `valid` and `test` are None where there is none."""
+    """The parts of one experiment; `valid` and `test` are None where there is none. `range` is that
+    of the raw training examples."""
 
     train: Samples
     valid: Samples | None
@@ -110,6 +113,7 @@ class Prepared:
     normalization: Normalization
     shape: tuple[int, ...]
     augment: Augment | None = None
+    range: Range | None = None
 
 
 def head(images: Tensor | Rows, count: int) -> Tensor | Rows:
@@ -154,6 +158,11 @@ def split(
     return order[count:].sort().values, order[:count].sort().values
 
 
+def _only_class(labels: Tensor) -> str:
+    """The class of all labels (N,), as text, where they have but one; else ""."""
+    return str(int(labels[0])) if len(labels) and bool((labels == labels[0]).all()) else ""
+
+
 def _histogram(images: Tensor | Rows) -> Tensor:
     """How often each of 256 values is in images (N, ...) of bytes; files' are counted."""
     if not isinstance(images, Rows):
@@ -196,6 +205,10 @@ def prepare(
     each replica's fraction of training labels that random ones of `classes` replace, and the seed.
     """
     images, labels = train
+    if only := _only_class(labels):
+        raise InputError(
+            f"all {len(labels)} training labels are {only}: of one class there is nothing to learn"
+        )
     if train_samples > len(labels):
         raise InputError(
             f"data.train_samples = {train_samples}, but there are {len(labels)} samples"
@@ -219,6 +232,13 @@ def prepare(
         worst = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
         raise InputError(f"training example {worst} holds a number that is not finite")
 
+    found = Range.of(used)
+    if test and len(test[1]) and differ_in_scale(found, other := Range.of(test[0])):
+        raise InputError(
+            f"the training examples are {found}, but the test examples {other}: give both on one"
+            " scale"
+        )
+
     def samples(images: Tensor | Rows, labels: Tensor) -> Samples:
         if isinstance(images, Rows):
             x = Streamed(images, normalization, dtype, device, memory_mb << 20)
@@ -229,6 +249,12 @@ def prepare(
     if isinstance(held, Rows) and held.numel() * dtype.itemsize <= memory_mb << 20:
         held = held[:]  # more of them stay in their files, too
     learned = labels[chosen] if len(held_out) else labels
+    if only := _only_class(learned):
+        print(
+            f"note: all {len(learned)} of the training labels that are used are {only}: accuracies"
+            " say nothing",
+            file=sys.stderr,
+        )
     if any(fraction for fraction, _ in corruption):
         learned = torch.stack([corrupt(learned, p, classes, seed) for p, seed in corruption])
     return Prepared(
@@ -238,4 +264,5 @@ def prepare(
         normalization,
         tuple(images.shape[1:]),
         chosen_augment,
+        found,
     )
