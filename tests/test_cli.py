@@ -276,13 +276,13 @@ def bad_inputs(tmp_path):
         "no such weights": (["evaluate", "absent.pkl"], "no weights file 'absent.pkl'"),
         "not weights": (["evaluate", "text.pkl"], "text.pkl: not a weights file"),
         "weights of other shape": (
-            ["evaluate", "mnist-mlp", "--data-dir", small],
+            ["evaluate", "shipped:mnist-mlp", "--data-dir", small],
             "mnist-mlp.pkl takes examples of shape (1, 28, 28), but those of",
         ),
         "unknown split": (["evaluate", "--split", "all"], "--split all: use test, valid or train"),
         "unknown data": (["evaluate", "--data", "mnits"], "did you mean 'mnist'?"),
         "unwritable pictures": (
-            ["evaluate", "mnist-mlp", "--out", "file/x"],
+            ["evaluate", "shipped:mnist-mlp", "--out", "file/x"],
             "--out file/x: cannot",
         ),
     }
