@@ -52,7 +52,9 @@ def blocks(text: str, size: float = 9, width: float = INSIDE) -> list[Block]:
             place += 1
             code = take(lambda line: not line.startswith("```"))
             place += 1
-            found += [_line([Word(row)], size - 0.5, family="monospace") for row in code]
+            found += [
+                _line([Word(row.expandtabs(4))], size - 0.5, family="monospace") for row in code
+            ]
         elif bare.startswith("#"):
             place += 1
             title = _line(_words(bare.lstrip("# ")), 11, fontweight="bold")
@@ -126,7 +128,10 @@ def _words(text: str) -> list[Word]:
             glued = glued and number == 0
             add(word, is_formula)
         place, glued = match.end(), True
-    return pieces
+    return [  # a backslash before a formula leaves none
+        Word(w.text.replace(r"\$", "$")) if w.is_formula and not _is_readable(w.text) else w
+        for w in pieces
+    ]
 
 
 def _is_readable(formula: str) -> bool:
@@ -168,13 +173,16 @@ def _wrap(words: Sequence[Word], size: float, width: float, weight: str) -> Iter
 def _line(words: Sequence[Word], size: float, left: float = 0.0, **style: str) -> Block:
     """A line as a block, higher than others where a formula is."""
     math = any(word.is_formula for word in words)
-    heights = [_measure(w.text, True, size)[1] for w in words if w.is_formula]
-    tall = max([LINE * size / 72, *(height + 0.07 for height in heights)])
     shown = [w.text if w.is_formula or not math else w.text.replace("$", r"\$") for w in words]
+    line = " ".join(shown)
+    if math and not _is_readable(line):  # a backslash before a formula
+        math, line = False, line.replace(r"\$", "$")
+    heights = [_measure(w.text, True, size)[1] for w in words if math and w.is_formula]
+    tall = max([LINE * size / 72, *(height + 0.07 for height in heights)])
     return Block(
         tall,
         lambda page, x, y: draw_text(
-            page, x + left, y, " ".join(shown), fontsize=size, parse_math=math, **style
+            page, x + left, y, line, fontsize=size, parse_math=math, **style
         ),
     )
 

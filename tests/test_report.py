@@ -154,6 +154,27 @@ end
     assert 2 < end < 5
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"a\bad\${}$a",
+        r"\\`$x$ $^$ ${}$",
+        "|",
+        "| a",
+        "|a|\n|---|",
+        "$$",
+        "$$ x",
+        "```",
+        "```\n\t$x",
+        "#",
+    ],
+)
+def test_no_text_breaks_a_page(text):
+    page = new_page("x")
+    stack(page, 1.0, markdown.blocks(text, width=3))
+    FigureCanvasAgg(page).draw()
+
+
 def test_names_and_examples_of_a_csv_files_classes(run, folder, tmp_path, monkeypatch):
     """What the CSV exercise's report shows: classes, their names, the sweep's findings."""
     write_folder(tmp_path / "big", classes=10, side=28)
