@@ -948,14 +948,13 @@ def evaluate(
         else:
             print(f"{predictions}: accuracy {_percent(right / n)}, {right:,} of {n:,} are right")
         return
+    newest = find.newest_run("", find.WEIGHTS) if weights is None else None
+    evaluated = evaluating.evaluate_weights(
+        newest or weights, data, data_dir, split, device, label, header, normalize, activation
+    )
     if weights is None:
-        newest = find.newest_run("", find.WEIGHTS)
-        weights = str(newest or f"{find.SHIPPED}mnist-mlp")
         what = f"the newest run, {newest}" if newest else "no run here: the network of the package"
         print(f"note: {what}", file=sys.stderr)
-    evaluated = evaluating.evaluate_weights(
-        weights, data, data_dir, split, device, label, header, normalize, activation
-    )
     evaluation, names, path = evaluated.evaluation, evaluated.class_names, evaluated.path
     is_run = (path.parent / "config.toml").exists()
     name = path.parent.name if is_run else path.stem

@@ -402,7 +402,7 @@ def test_the_command_on_a_config_a_run_and_weights(run, folder, monkeypatch):
     assert code == 0 and found["passed"] and report["title"].startswith("small: cross_entropy")
     assert {row["part"] for row in report["rows"]} >= {"linear 1", "loss", "penalty", "network"}
     assert run("train", config, *options, "--out", "runs/small", "-q")[0] == 0
-    student = find_weights("mnist-student")
+    student = find_weights("shipped:mnist-student")
     for name, title in (
         ("runs/small", "runs/small/weights.pkl: cross_entropy"),
         ("runs/small/weights.pkl", "runs/small/weights.pkl: cross_entropy"),
@@ -410,7 +410,8 @@ def test_the_command_on_a_config_a_run_and_weights(run, folder, monkeypatch):
         (student, f"{student}: softmax_squared_error"),
     ):
         code, out, err = run("gradcheck", name, "--samples", "5")
-        assert (code, err) == (0, "") and out.startswith(f"{title}, 4 random")
+        assert code == 0 and out.startswith(f"{title}, 4 random")
+        assert err == ("note: small is the run runs/small/weights.pkl\n" if name == "small" else "")
     monkeypatch.setattr(ReLU, "backward", of_cache(lambda dy, y: dy.clone()))
     code, out, err = run("gradcheck", config, *options)
     assert (code, err) == (1, "") and "wrong: relu 1: x\n" in out

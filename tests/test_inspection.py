@@ -1,15 +1,25 @@
 """manualnn inspect: what a file holds, and that none of it is executed."""
 
+import gzip
 import hashlib
 import json
 import os
 import pickle
+import warnings
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 
+from manualnn import InputError, inspection, load_weights, safe
+from manualnn import network as network_module
+from manualnn.formats import recognise
 from manualnn.inspection import inspect
 from manualnn.network import Network, save_weights
+from manualnn.safe import read_tensors
+
+from .conftest import write_idx
 
 
 @pytest.fixture
@@ -122,3 +132,96 @@ def test_a_checkpoint(run, folder):
     code, out, _ = run("inspect", "r/checkpoint.pt")
     assert code == 0 and "epoch          2\n" in out and "networks       2\n" in out
     assert inspect("r")["kind"] == "weights"
+
+
+def npy(path):
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+
+
+def npz(path):
+    with path.open("wb") as file:
+        np.savez(file, w1=np.ones((2, 2)))
+
+
+def script(path):
+    class Twice(torch.nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Twice()).save(str(path))
+
+
+def onnx(path):
+    """The first fields of a ModelProto: ir_version 8, producer_name, the graph."""
+    path.write_bytes(b"\x08\x08\x12\x07pytorch\x3a\x04\x0a\x02ab")
+
+
+def safetensors(path):
+    header = json.dumps({"w1": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
+def starting(start):
+    return lambda path: path.write_bytes(start + bytes(300))
+
+
+FORMATS = {
+    "npy": (npy, "a NumPy array"),
+    "npz": (npz, "NumPy arrays"),
+    "zip": (lambda path: zipfile.ZipFile(path, "w").close(), "an empty zip archive"),
+    "gzip": (lambda path: path.write_bytes(gzip.compress(b"x" * 99)), "a gzip file; unpack"),
+    "hdf5": (starting(b"\x89HDF\r\n\x1a\n"), "an HDF5 file"),
+    "png": (starting(b"\x89PNG\r\n\x1a\n"), "a PNG image"),
+    "onnx": (onnx, "an ONNX model"),
+    "safetensors": (safetensors, "a safetensors file"),
+    "torchscript": (script, "a TorchScript module"),
+    "idx": (lambda path: write_idx(path, np.zeros((2, 3, 3))), "an idx file"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_other_formats_are_told_by_how_they_begin(run, tmp_path, name):
+    write, what = FORMATS[name]
+    write(tmp_path / "x.pkl")
+    code, out, err = run("inspect", "x.pkl")
+    assert (code, err) == (1, "") and "UNSAFE" not in out
+    assert f"not read       it is {what}" in out and out.startswith("x.pkl: other, ")
+    for read in (load_weights, lambda path: read_tensors(path, "weights file")):
+        with pytest.raises(InputError, match=f"x.pkl: not a weights file: it is {what}"):
+            read(tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_no_pickle_and_no_file_of_torch_is_taken_for_another_format(tmp_path, protocol):
+    values = (8, b"\x12\x07pytorch", {"x": 1.0}, (1, 2), "\x08\x08", [None])
+    for value in values:
+        data = pickle.dumps(value, protocol)
+        assert recognise(data, len(data)) == ""
+    for value in ({"w1": torch.ones(2, 2)}, torch.nn.Linear(2, 2).state_dict(), values[2]):
+        torch.save(value, tmp_path / "constants.pkl", pickle_protocol=max(2, protocol))
+        assert inspect(tmp_path / "constants.pkl")["problem"] in ("",) or protocol > 3
+        assert inspect(tmp_path / "constants.pkl")["kind"] != "other"
+
+
+def test_a_file_is_read_once(weights, monkeypatch):
+    """What was looked through is what is loaded, whatever becomes of the file in between."""
+    expected, reads = load_weights(weights).network.theta, []
+    read = safe.read_file
+
+    def swapped(path, what="file"):
+        content = read(path, what)
+        reads.append(path)
+        path.write_bytes(pickle.dumps(Evil()))
+        return content
+
+    content = weights.read_bytes()
+    for module in (safe, network_module, inspection):
+        monkeypatch.setattr(module, "read_file", swapped)
+    assert load_weights(weights).network.theta.equal(expected)
+    weights.write_bytes(content)
+    assert read_tensors(weights, "file")["w1"].shape == (9, 4)
+    weights.write_bytes(content)
+    assert inspect(weights)["kind"] == "weights" and len(reads) == 3
