@@ -7,6 +7,7 @@ the numbers, by gloo between CPUs and by nccl between GPUs. Nothing else knows o
 
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from .errors import InputError
 
 Result = TypeVar("Result")
+# Of a message by gloo or nccl where a process has gone.
+LOST = re.compile(r"connect|closed|peer|socket|broken pipe|reset|remote|time ?d? ?out|time is over")
 TIMEOUT = 300.0  # seconds that the others wait for a process, MANUALNN_TIMEOUT
 
 _store: dist.Store | None = None
@@ -274,7 +277,19 @@ def _peers(when: str = "") -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        slow = "time" in str(error).lower()
+        text = str(error).lower()
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text:
+            raise InputError(
+                "out of memory while numbers are exchanged; train smaller batches or fewer networks"
+            ) from None
+        if "duplicate gpu" in text:
+            raise InputError(
+                "two processes use one GPU: start as many on a machine as it has, without --device"
+            ) from None
+        lost = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
+        if not lost and not LOST.search(text):
+            raise  # not foreseen
+        slow = "time" in text
         reason = f"no answer within {_seconds:g} s" if slow else "the connection is closed"
         raise LostPeerError(f"lost {_missing()}: {reason}{when and f', {when}'}") from error
 

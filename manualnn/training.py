@@ -4,15 +4,12 @@ Shapes: R replicas, B samples of a batch, N samples of the training part, P para
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +21,7 @@ from .data import Prepared, Samples, Streamed, epoch_order
 from .errors import InputError
 from .layers import ChannelsLast, Flatten, Linear, lowered
 from .losses import LOSSES, outputs
+from .memory import available_memory
 from .network import Network
 from .optimizers import schedule
 from .steps import LOW, Steps, evenly, measure, products_in, threads
@@ -526,20 +524,10 @@ def most_at_once(network: Network, settings: Train, samples: int) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device; on the CPU within the limit of its control group."""
+    """Bytes that can be had on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = [sys.maxsize]
-    with suppress(OSError, ValueError):
-        [line] = [x for x in Path("/proc/meminfo").read_text().splitlines() if "MemAvail" in x]
-        found.append(1024 * int(line.split()[1]))
-    with suppress(OSError, ValueError):  # "max" where there is no limit
-        group = Path("/sys/fs/cgroup")
-        used = int((group / "memory.current").read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used -= int(stat.get("inactive_file", 0))  # a cache that gives way
-        found.append(int((group / "memory.max").read_text()) - used)
-    return max(0, min(found))
+    return available_memory()
 
 
 def _joined(tensors: list[Tensor], dim: int = 0) -> Tensor:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "manualnn"
 
 # A module imports only modules of lower floors.
 FLOORS = {
-    "errors": 0, "distributed": 0, "files": 0, "parameters": 0, "workspace": 0,
+    "errors": 0, "memory": 0, "distributed": 0, "files": 0, "parameters": 0, "workspace": 0,
     "formats": 0,
     "capture": 1, "layers": 1, "losses": 1, "optimizers": 1, "data": 1, "config": 1, "plots": 1,
     "pages": 1, "markdown": 2, "derivation": 3, "classes": 6, "checklist": 7, "report_parts": 8,
@@ -27,7 +27,7 @@ FLOORS = {
     "__main__": 12,
 }  # fmt: skip
 # Within floor 0 these build on each other, in this order.
-GROUND = ["errors", "distributed", "files", "parameters", "workspace", "formats"]
+GROUND = ["errors", "memory", "distributed", "files", "parameters", "workspace", "formats"]
 
 
 def source_violations(module: str, source: str) -> list[str]:

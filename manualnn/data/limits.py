@@ -3,10 +3,10 @@
 import errno
 import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 
 from ..errors import InputError
+from ..memory import total_memory
 
 
 def file_size(path: Path) -> int:
@@ -21,11 +21,5 @@ def file_size(path: Path) -> int:
 
 
 def most_bytes() -> int:
-    """What the numbers in one file may take: half of the memory of this machine, or of the control
-    group that this process is in."""
-    found = [2**40]
-    with suppress(OSError, ValueError, AttributeError):
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with suppress(OSError, ValueError):  # "max" where there is no limit
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(found) // 2
+    """Bytes that the numbers in one file may take: half of what this process may have."""
+    return total_memory() // 2

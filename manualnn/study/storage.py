@@ -33,6 +33,10 @@ BEATS = 4  # missed signs of life, and a trial's worker is taken for dead
 DRIVERS = {"sqlite": "sqlite"} | dict.fromkeys(
     ("postgres", "postgresql", "postgresql+psycopg"), "postgresql+psycopg"
 )
+# Also without its slashes, or of a database that is not known here: whatever names a user.
+URL = re.compile(
+    r"[\w+]+://|(sqlite|postgres|mysql|mariadb|oracle|mssql|redis)[\w+]*:|[^/\\]*@|\S*:\S*@"
+)
 SECRET = {"password", "sslpassword"}  # of a URL's query
 ENTRY = b'{"op_code":'  # how each line of a journal begins
 
@@ -48,7 +52,7 @@ class Storage:
         self.name, self._secrets = str(where), list[str]()
         self.backend: Journal | RDBStorage
         # A URL without its slashes is no path, either: its password would become a folder's name.
-        is_url = "://" in str(where) or str(where).partition(":")[0] in DRIVERS
+        is_url = isinstance(where, str) and bool(URL.match(where))
         url = _url(str(where)) if is_url else None
         if url is not None:
             self.name = _masked(url)
@@ -117,7 +121,8 @@ def _url(where: str) -> sqlalchemy.URL:
     scheme = where.partition(":")[0]
     if scheme not in DRIVERS:
         known = "a path of a journal file, sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-        raise InputError(f"--storage {scheme}://...: unknown; give {known}")
+        shown = f"{scheme}://..." if scheme.isalnum() else "URL"
+        raise InputError(f"--storage {shown}: unknown; give {known}")
     with suppress(ArgumentError, ValueError):  # whose message may hold the password
         url = sqlalchemy.make_url(where).set(drivername=DRIVERS[scheme])
         # A password that is cut at a sign of its own would be shown as a host or a database.
