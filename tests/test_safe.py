@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import struct
+import tarfile
 import zipfile
 
 import pytest
@@ -324,3 +325,44 @@ def test_a_meta_of_any_content(path, good, changes, message):
     with pytest.raises(InputError, match=message) as error:
         load_weights(path)
     assert len(str(error.value)) < 600
+
+
+def test_cve_2025_32434_a_tar_archive_never_comes_to_torch(path, monkeypatch):
+    """torch.load of torch <= 2.5.1 executed code of a tar archive, despite weights_only=True."""
+    with tarfile.open(path, "w") as archive:
+        for name in ("sys_info", "storages", "tensors", "pickle"):
+            content = pickle.dumps(Call(os.system, "true"))
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
+    refused(path, "it is a tar archive")
+    # The older format without an archive, whose storages are read by a pickle of their own.
+    torch.save({"w1": torch.ones(2, 2)}, path, _use_new_zipfile_serialization=False)
+    refused(path, r"in the format of torch before 1\.6")
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        # SETITEM and SETITEMS on what is no dict: torch < 2.10 wrote to the memory of a tensor.
+        (lambda tensor: tensor + b"K\0K\1s.", "its pickle is damaged"),
+        (lambda tensor: tensor + b"(K\0K\1u.", "its pickle is damaged"),
+        (lambda tensor: b"\x80\x02](K\0K\1u.", "its pickle is damaged"),
+        (lambda tensor: b"\x80\x02]K\0K\1s.", "its pickle is damaged"),
+        # A storage that says it has other numbers than its record.
+        (lambda tensor: tensor_pickle(count=7), "has not the size of 7 float32"),
+        (lambda tensor: tensor_pickle(count=5), "has not the size of 5 float32"),
+        (lambda tensor: tensor_pickle(kind="HalfStorage"), "has not the size of 6 float16"),
+    ],
+)
+def test_cve_2026_24747_what_corrupts_memory_never_comes_to_torch(
+    path, monkeypatch, pickled, message
+):
+    torch.save({"w1": torch.arange(6.0).view(2, 3)}, path)
+    # {"w1": tensor}, cut before the dict is filled: the tensor is on top of the stack.
+    whole = tensor_pickle()
+    assert whole.endswith(b"s.")
+    repickle(path, pickled(whole[:-2]))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
+    refused(path, message)
