@@ -151,12 +151,14 @@ def train(
     """Train the networks of CONFIG and leave a folder with weights, curves and figures.
 
     Without CONFIG: a multi-layer perceptron on MNIST, which comes with the package; with --resume
-    --out what is in that folder.
+    the newest unfinished run in runs/, of whatever config, or what is in --out.
     """
     from .config import data_flags, load_config
 
     if require_accuracy is not None and not 0 <= require_accuracy <= 1:
         raise InputError(f"--require-accuracy {require_accuracy:g}: give a fraction, as in 0.98")
+    if config is None and resume and out is None and (newest := _newest_run()):
+        out = newest
     if config is None:
         held = out / "config.toml" if resume and out else None
         config = str(held) if held and held.is_file() else "mnist-mlp"
@@ -194,6 +196,19 @@ def train(
     else:
         _print_metrics(metrics, run.folder)
     _require(metrics, require_accuracy)
+
+
+def _newest_run() -> Path | None:
+    """The run that --resume alone means: the newest that is not finished, else the newest."""
+    from .find import runs_called
+
+    found = runs_called("", "config.toml")
+    open_ = [folder for folder in found if not (folder / "metrics.json").is_file()]
+    if not found:
+        return None
+    which = "the newest unfinished run" if open_ else "the newest run; none is unfinished"
+    print(f"note: --resume: {[*open_, *found][0]}, {which}", file=sys.stderr)
+    return [*open_, *found][0]
 
 
 @app.command("random-labels")
@@ -726,6 +741,7 @@ def report(
     derivation_page: DerivationPage = False,
     title: Title = "",
     class_names: ClassNames = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Write finished runs as a PDF of at most two pages: architecture, training, curves, results.
 
@@ -735,7 +751,8 @@ def report(
     from . import report as reporting
 
     path = reporting.report(
-        runs, out, author, notes, derivation, "", title, _names(class_names), derivation_page
+        *(runs, out, author, notes, derivation, "", title),
+        *(_names(class_names), derivation_page, data_dir),
     )
     print(path)
 
@@ -760,6 +777,7 @@ def hand_in(
     derivation_page: DerivationPage = False,
     title: Title = "",
     class_names: ClassNames = None,
+    data_dir: DataDir = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Pack nothing, exit code 1, where a check is missed.")
     ] = False,
@@ -775,7 +793,8 @@ def hand_in(
 
     names = _names(class_names)
     made = handing.hand_in(
-        identity, exercise, runs or [], out, author, notes, title, names, derivation_page, strict
+        *(identity, exercise, runs or [], out, author, notes, title, names),
+        *(derivation_page, strict, data_dir),
     )
     print("\n".join(map(checklist.line, made.checks)))
     if made.path is None:

@@ -79,6 +79,9 @@ def reproduce(
     epochs: Annotated[
         int | None, typer.Option(help="Only the first epochs; their history is compared.")
     ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="The folder where the run's data are now.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the comparison.")] = False,
 ) -> None:
     """Train a finished run again, as it was trained, and say whether the figures agree.
@@ -93,7 +96,7 @@ def reproduce(
     from . import reproduce as reproducing
     from .experiment import to_json
 
-    found = reproducing.reproduce(run, out, epochs)
+    found = reproducing.reproduce(run, out, epochs, data_dir)
     if json_:
         result = asdict(found) | {"equal": found.equal, "agrees": found.agrees}
         print(to_json(result | {"folder": str(out) if out else None}), end="")

@@ -41,6 +41,7 @@ from .errors import InputError
 from .find import SHIPPED, find_described, find_weights
 from .losses import probabilities
 from .network import Network, Weights, load_weights
+from .places import check_there, run_config
 from .scale import normalization_for
 from .training import evaluate
 
@@ -350,9 +351,11 @@ def _own_place(path: Path, meta: dict[str, Any]) -> Place:
     """Where the run that made a weights file had its data, if the file lies in its folder."""
     for folder in (path.parent, path.parent.parent):
         if (folder / "config.toml").is_file():
-            populations = load_config(folder / "config.toml").populations()
+            populations = run_config(folder).populations()
             own = [p for p in populations if any(r.label == meta.get("run") for r in p.replicas)]
-            return (own or populations)[0].config.data.place
+            data = (own or populations)[0].config.data
+            check_there(data, folder)
+            return data.place
     return None
 
 

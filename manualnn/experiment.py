@@ -538,6 +538,7 @@ class Run:
             "seconds": self.seconds,
             "samples_per_second": self.samples / self.seconds if self.seconds else None,
             "diagnoses": self.notes,
+            "started_in": str(Path.cwd()),
             **circumstances(self.config, self.data_digests, self.device),
         }
         self._draw_curves()

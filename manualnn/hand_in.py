@@ -71,6 +71,7 @@ def hand_in(
     class_names: Sequence[str] = (),
     derivation_page: bool = False,
     strict: bool = False,
+    data_dir: Path | str | None = None,
 ) -> HandIn:
     """Write the zip of an exercise from two finished runs, by default those its commands leave,
     after checking it against the assignment; a `strict` one is only written if it has all.
@@ -92,6 +93,7 @@ def hand_in(
         "class_names": class_names,
         "derivation": True,
         "derivation_page": derivation_page,
+        "data_dir": data_dir,
     }
     with tempfile.TemporaryDirectory() as temporary:
         files, pages = write(identity, folders, options, Path(temporary))
@@ -196,7 +198,7 @@ def _fashion(
     identity: str, folders: list[Path], options: dict[str, Any], temporary: Path
 ) -> tuple[Files, int]:
     """As `_mnist`, of the other exercise."""
-    configs = [_single(folder) for folder in folders]
+    configs = [_single(folder, options["data_dir"]) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
         if config.data.name != "csv":
             raise InputError(f"{folder}: not trained on CSV files, which the exercise asks for")
@@ -217,10 +219,10 @@ def _fashion(
     return files, len(pages)
 
 
-def _single(folder: Path) -> Config:
+def _single(folder: Path, data_dir: Path | str | None = None) -> Config:
     """The config of a run's network; of several that differ in their seed alone, of the one in
     weights.pkl."""
-    networks = read_run(folder)
+    networks = read_run(folder, data_dir)
     if len(by_label(networks)) > 1:
         raise InputError(
             f"{folder}: holds {len(networks)} networks; hand in a run of one, or of its seeds"

@@ -33,6 +33,7 @@ from .pages import (
     save_pages,
     stack,
 )
+from .places import check_there
 from .results import Trained, best_of, read_run
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def report(
     title: str = "",
     class_names: Sequence[str] = (),
     derivation_page: bool = False,
+    data_dir: Path | str | None = None,
 ) -> Path:
     """Write `report.pdf`, into the first run's folder unless `out` says where: a page for each of
     one or two finished runs, a run of random labels among them or not.
@@ -77,10 +79,13 @@ def report(
     `title` is a heading in place of the run's name, `author` a line beside it, `notes` a text in
     Markdown for the last page's end, after `preface`, another. `derivation` is the gradient of
     softmax and cross-entropy on these pages, `derivation_page` the same on a page more.
-    `class_names` name the classes of data that have no names. Raises InputError.
+    `class_names` name the classes of data that have no names. `data_dir` is the folder of the runs'
+    data, where they are no longer where they were. Raises InputError.
     """
     path = out or folders[0] / "report.pdf"
-    pages = draw(folders, author, notes, derivation, preface, title, class_names, derivation_page)
+    pages = draw(
+        folders, author, notes, derivation, preface, title, class_names, derivation_page, data_dir
+    )
     save_pages(pages, path, title or folders[0].resolve().name, author)
     return path
 
@@ -94,6 +99,7 @@ def draw(
     title: str = "",
     class_names: Sequence[str] = (),
     derivation_page: bool = False,
+    data_dir: Path | str | None = None,
 ) -> "list[Figure]":
     """The pages of `report`."""
     import matplotlib
@@ -103,7 +109,7 @@ def draw(
     if derivation and derivation_page:
         derivation = False  # which the page says at length
     with matplotlib.rc_context(STYLE):
-        pages = _pages(folders, author, notes, preface, derivation, title, class_names)
+        pages = _pages(folders, author, notes, preface, derivation, title, class_names, data_dir)
         return [*pages, deriving.page()] if derivation_page else pages
 
 
@@ -115,10 +121,11 @@ def _pages(
     derivation: bool = False,
     title: str = "",
     class_names: Sequence[str] = (),
+    data_dir: Path | str | None = None,
 ) -> "list[Figure]":
     """A page for each run; the text where there is room, else on a page of its own. Where all does
     not fit it is drawn smaller."""
-    runs = [_Run(folder, tuple(class_names)) for folder in folders]
+    runs = [_Run(folder, tuple(class_names), data_dir) for folder in folders]
     text = preface + (_read(notes) if notes else "")
     for layout in LAYOUTS:
         blocks = markdown.blocks(text, layout.size) if text else []
@@ -198,14 +205,16 @@ def _read(path: Path) -> str:
 class _Run:
     """A finished run and what its page shows."""
 
-    def __init__(self, folder: Path, class_names: tuple[str, ...]) -> None:
-        self.folder, self.given = folder, class_names
+    def __init__(
+        self, folder: Path, class_names: tuple[str, ...], data_dir: Path | str | None = None
+    ) -> None:
+        self.folder, self.given, self.data_dir = folder, class_names, data_dir
         self.name = folder.resolve().name
         self.is_memorised = (folder / "random-labels.json").is_file()
 
     @cached_property
     def networks(self) -> list[Trained]:
-        return read_run(self.folder)
+        return read_run(self.folder, self.data_dir)
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -221,6 +230,8 @@ class _Run:
         """Training images of the CSV exercise, whose report shows them."""
         if self.is_memorised or self.best.config.data.name != "csv":
             return None
+        if self.data_dir is None:
+            check_there(self.best.config.data, self.folder)
         return training_images(self.best)
 
     def is_like(self, other: "_Run") -> bool:
@@ -236,7 +247,7 @@ class _Run:
 
     @cached_property
     def evaluated(self) -> Evaluated:
-        return evaluate_weights(self.folder, split=self.part)
+        return evaluate_weights(self.folder, data_dir=self.data_dir, split=self.part)
 
     @cached_property
     def names(self) -> list[str]:

@@ -14,6 +14,7 @@ from .circumstances import circumstances
 from .config import load_config, parse_config
 from .errors import InputError
 from .experiment import MEASURES, Run, to_json, write_history
+from .places import check_there, run_config
 from .safe import read_tensors
 
 CIRCUMSTANCES = (
@@ -47,15 +48,24 @@ class Reproduced:
         return self.equal or (bool(self.changed) and self.accuracy_difference <= CLOSE)
 
 
-def reproduce(run: Path, out: Path | None = None, epochs: int | None = None) -> Reproduced:
+def reproduce(
+    run: Path,
+    out: Path | None = None,
+    epochs: int | None = None,
+    data_dir: Path | str | None = None,
+) -> Reproduced:
     """Train the config of a finished run again, on the device and with the number of threads that
     it had, into `out` (default a temporary folder), and compare.
 
-    With `epochs` only the first epochs are trained, and their rows of history.csv compared. Raises
-    InputError where `run` holds no finished run.
+    With `epochs` only the first epochs are trained, and their rows of history.csv compared. With
+    `data_dir` its data are in that folder now. Raises InputError where `run` holds no finished run.
     """
     metrics = _metrics(run)
-    config = parse_config(load_config(run / "config.toml").to_dict(), metrics["config"])
+    written = parse_config(load_config(run / "config.toml").to_dict(), metrics["config"])
+    found = run_config(run, data_dir)
+    for member in found.members():
+        check_there(member.data, run)
+    config = parse_config(found.to_dict(), metrics["config"])
     device = _device_called(metrics["device"])
     threads = torch.get_num_threads()
     torch.set_num_threads(metrics["threads"])
@@ -70,7 +80,7 @@ def reproduce(run: Path, out: Path | None = None, epochs: int | None = None) -> 
             if again.metrics is None:
                 again.note_data()
                 write_history(folder / "history.csv", again.records)
-            now = circumstances(again.config, again.data_digests, again.device)
+            now = circumstances(written, again.data_digests, again.device)
             return _compare(run, folder, metrics, now, again.metrics)
     finally:
         torch.set_num_threads(threads)

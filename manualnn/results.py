@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import Config, Replica, load_config
+from .config import Config, Replica
 from .errors import InputError
+from .places import run_config
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,10 @@ class Trained:
     config: Config
 
 
-def read_run(folder: Path) -> list[Trained]:
+def read_run(folder: Path, data_dir: Path | str | None = None) -> list[Trained]:
     """The networks of a finished run, in their order. Values of history.csv are numbers, or None
-    where not measured. Raises InputError when the folder holds no finished run."""
+    where not measured. The configs have the data as they are found from here, or `data_dir`.
+    Raises InputError when the folder holds no finished run."""
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
@@ -37,7 +39,7 @@ def read_run(folder: Path) -> list[Trained]:
         raise InputError(f"{folder}: holds no finished run: {error}") from None
     settings = [
         (replica, population.config)
-        for population in load_config(folder / "config.toml").populations()
+        for population in run_config(folder, data_dir).populations()
         for replica in population.replicas
     ]
     try:

@@ -323,7 +323,7 @@ def write_predictions(folder: Path, data: configs.Data, device: str = "auto") ->
         file = csv_files(data.place, ("test",), ("test",)).get("test")
         if file is None:
             return None
-        classes, _ = predict_file(folder, file, device)
+        classes, _ = predict_file(folder, file, device, header=data.header)
     else:
         if load(data.name, data.dir, ("test",), optional=("test",)).test is None:
             return None

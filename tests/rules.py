@@ -17,7 +17,7 @@ FLOORS = {
     "capture": 1, "layers": 1, "losses": 1, "optimizers": 1, "data": 1, "config": 1, "plots": 1,
     "pages": 1, "markdown": 2, "derivation": 3, "classes": 6, "checklist": 7, "report_parts": 8,
     "differences": 1, "own_function": 1, "safe": 1, "find": 1,
-    "results": 2, "network": 2, "show": 2,
+    "places": 2, "results": 3, "network": 2, "show": 2,
     "diagnosis": 3, "steps": 3, "checkpoint": 3, "circumstances": 3, "training": 4, "evaluation": 5,
     "scale": 3,
     "experiment": 6,

@@ -49,7 +49,10 @@ def csv_files(place: Place, parts: tuple[str, ...], optional: tuple[str, ...]) -
     if isinstance(place, Mapping):
         files = {part: Path(place[part]).expanduser() for part in parts if part in place}
         if lacking := [part for part in parts if part not in files and part not in optional]:
-            raise InputError(f"data set 'csv' has no {lacking[0]} file: set data.{lacking[0]}")
+            raise InputError(
+                f"data set 'csv' has no {lacking[0]} file: give one with --data, or as"
+                f" data.{lacking[0]} of the config"
+            )
         return files
     folder = Path(place).expanduser()
     if not folder.is_dir():

@@ -241,8 +241,12 @@ def example_shape(name: str, data_dir: Place = None) -> tuple[tuple[int, ...], i
     No file is needed for those that are known, unless `data_dir` or `$MANUALNN_DATA` may
     hold another version. Raises InputError.
     """
-    if data_dir is None and name in DATASETS and "MANUALNN_DATA" not in os.environ:
-        return (1, 28, 28), len(DATASETS[name].classes)
+    if data_dir is None and name in DATASETS:
+        needed = [("train", "images"), ("train", "labels")]
+        given = os.environ.get("MANUALNN_DATA")
+        files = search(Path(given).expanduser(), name, needed, needed) if given else ""
+        if isinstance(files, str) or _other_set(name, files):  # it has none of this set
+            return (1, 28, 28), len(DATASETS[name].classes)
     dataset = load(name, data_dir, ("train",))
     assert dataset.train is not None and dataset.class_names is not None
     return tuple(dataset.train.images.shape[1:]), len(dataset.class_names)
