@@ -29,10 +29,11 @@ NOTHING_COMMON = (
 )
 
 
-def compare(folder: Path) -> dict[str, Any]:
+def compare(folder: Path | str) -> dict[str, Any]:
     """Draw `comparison.png` and write `comparison.csv`, `comparison.json` and `comparison.txt` into
     a finished run's folder: `rows`, one for each run with means and deviations over its seeds, and
     `findings`, a paragraph. Raises InputError."""
+    folder = Path(folder)
     networks = read_run(folder)
     groups = by_label(networks)
     part = _common_part(networks, folder)

@@ -242,13 +242,15 @@ def predict_file(
 
 
 def score_predictions(
-    predictions: Path, labels: Path, label: str | None = None, header: str | None = None
+    predictions: Path | str, labels: Path | str, label: str | None = None, header: str | None = None
 ) -> tuple[int, int]:
     """How many predictions are right, and how many there are: in each CSV file the only column, the
     one that the header calls label or the like, or the one that `label` says.
 
     Raises InputError when they differ in length, or where it is in doubt which column it is.
     """
+    predictions = Path(predictions)
+    labels = Path(labels)
     asked = Asked(**{k: x for k, x in (("label", label), ("header", header)) if x is not None})
     found, expected = (read_labels(path, asked) for path in (predictions, labels))
     if len(found) != len(expected):

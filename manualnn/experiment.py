@@ -187,11 +187,12 @@ class Run:
     def __init__(
         self,
         config: Config,
-        out: Path | None = None,
+        out: Path | str | None = None,
         device: str = "auto",
         resume: bool = False,
         train_plot: bool = False,
     ) -> None:
+        out = Path(out) if out is not None else None
         self.config, self.train_plot = config, train_plot
         self.metrics: dict[str, Any] | None = None
         self.stopping = self.stopped = False
@@ -639,7 +640,9 @@ def weights_meta(
     }
 
 
-def train_single(config: Config, weights: Path | None = None, device: str = "auto") -> Training:
+def train_single(
+    config: Config, weights: Path | str | None = None, device: str = "auto"
+) -> Training:
     """Train a config of one population, printing each epoch; no folder, no plots.
 
     The first network's weights are written to `weights`. Raises InputError.
@@ -668,7 +671,7 @@ def train(
     """
     if not isinstance(config, Config):
         config = load_config(config)
-    run = Run(config, Path(out) if out else None, device, resume)
+    run = Run(config, out or None, device, resume)
     for _ in run.train():
         pass
     assert run.metrics is not None

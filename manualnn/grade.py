@@ -76,7 +76,7 @@ class Grade:
 
 
 def grade(
-    submissions: Sequence[Path],
+    submissions: Sequence[Path | str],
     seconds: float = 120,
     memory: int = 4096,
     allow: Collection[str] = (),
@@ -87,7 +87,7 @@ def grade(
     `seconds` and `memory` (MB) limit each of the two measurements, `allow` permits names, `seed`
     is that of the variant. Raises InputError where a path is neither a zip nor a folder.
     """
-    found = [path for given in submissions for path in _expand(given)]
+    found = [path for given in submissions for path in _expand(Path(given))]
     with tempfile.TemporaryDirectory() as temporary:
         given, variant = Path(temporary) / "mnist", Path(temporary) / "variant"
         mnist = load("mnist", PACKAGE / "data" / "mnist")

@@ -63,10 +63,10 @@ class HandIn:
 def hand_in(
     identity: str,
     exercise: str = "mnist",
-    runs: Sequence[Path] = (),
-    out: Path | None = None,
+    runs: Sequence[Path | str] = (),
+    out: Path | str | None = None,
     author: str = "",
-    notes: Path | None = None,
+    notes: Path | str | None = None,
     title: str = "",
     class_names: Sequence[str] = (),
     derivation_page: bool = False,
@@ -80,9 +80,11 @@ def hand_in(
     `evaluate_hw1()`, weights and report. "fashion": code, report, `lr_pred.csv`, `NN_pred.csv`.
     Author, notes and so on are as for `report`. Runs and errors are as in `choose`.
     """
+    out = Path(out) if out is not None else None
+    notes = Path(notes) if notes is not None else None
     if not re.fullmatch(r"\w+", identity, re.ASCII):
         raise InputError(f"--id {identity}: letters, digits and _ only; it becomes part of names")
-    folders = choose(exercise, runs)
+    folders = choose(exercise, [Path(run) for run in runs])
     write = _mnist if exercise == "mnist" else _fashion
     name = f"{'hw1_' if exercise == 'mnist' else ''}{identity}.zip"
     path = out or Path(name)

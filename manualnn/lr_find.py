@@ -99,8 +99,9 @@ def find(
     }
 
 
-def save(result: dict[str, Any], name: str, folder: Path) -> None:
+def save(result: dict[str, Any], name: str, folder: Path | str) -> None:
     """Write `lr-find.csv` and `lr-find.png`."""
+    folder = Path(folder)
     columns = ("learning_rate", "loss")
     rows = ([row[column] for column in columns] for row in result["rates"])
     write_csv(folder / "lr-find.csv", columns, rows)

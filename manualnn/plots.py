@@ -32,8 +32,9 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def save(figure: "Figure", path: Path) -> None:
+def save(figure: "Figure", path: Path | str) -> None:
     """Write a figure as PNG."""
+    path = Path(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 

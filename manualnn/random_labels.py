@@ -128,7 +128,7 @@ def _strip(tree: dict[str, Any], config: Config) -> list[str]:
 def runs(
     config: Config,
     samples: Sequence[int] = (),
-    out: Path | None = None,
+    out: Path | str | None = None,
     device: str = "auto",
     labels: int = 0,
     resume: bool = False,
@@ -138,6 +138,7 @@ def runs(
     Without `samples`, or with one number, the folder is that of the only run. `labels`, if given,
     must be 2 or how many classes the data set has. Raises InputError, for all before the first.
     """
+    out = Path(out) if out is not None else None
     join(device, config)
     distributed.together(lambda: _check_labels(config, labels))
 
@@ -180,11 +181,12 @@ def _with_samples(config: Config, count: int) -> Config:
     return parse_config(tree, config.name)
 
 
-def summarise(folder: Path, folders: Sequence[Path]) -> dict[str, Any]:
+def summarise(folder: Path | str, folders: Sequence[Path | str]) -> dict[str, Any]:
     """Draw `random-labels.png` (and, of several settings, `epochs-to-fit.png`) into `folder`, and
     write and return what `random-labels.json` holds, from finished run folders."""
-    networks = [network for path in folders for network in _networks(path)]
-    data = load_config(folders[0] / "config.toml").data.name
+    folder = Path(folder)
+    networks = [network for path in folders for network in _networks(Path(path))]
+    data = load_config(folders[0]).data.name
     result: dict[str, Any] = {key: _mean(networks, key) for key in MEASURES}
     result |= {"epochs": max(network["epochs"] for network in networks)}
     # What all networks have in common; None where they differ.

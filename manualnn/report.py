@@ -62,10 +62,10 @@ LAYOUTS = (
 
 
 def report(
-    folders: Sequence[Path],
-    out: Path | None = None,
+    folders: Sequence[Path | str],
+    out: Path | str | None = None,
     author: str = "",
-    notes: Path | None = None,
+    notes: Path | str | None = None,
     derivation: bool = False,
     preface: str = "",
     title: str = "",
@@ -82,11 +82,13 @@ def report(
     `class_names` name the classes of data that have no names. `data_dir` is the folder of the runs'
     data, where they are no longer where they were. Raises InputError.
     """
-    path = out or folders[0] / "report.pdf"
+    runs = [Path(folder) for folder in folders]
+    path = Path(out) if out is not None else runs[0] / "report.pdf"
+    text = Path(notes) if notes is not None else None
     pages = draw(
-        folders, author, notes, derivation, preface, title, class_names, derivation_page, data_dir
+        runs, author, text, derivation, preface, title, class_names, derivation_page, data_dir
     )
-    save_pages(pages, path, title or folders[0].resolve().name, author)
+    save_pages(pages, path, title or runs[0].resolve().name, author)
     return path
 
 

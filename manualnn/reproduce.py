@@ -49,8 +49,8 @@ class Reproduced:
 
 
 def reproduce(
-    run: Path,
-    out: Path | None = None,
+    run: Path | str,
+    out: Path | str | None = None,
     epochs: int | None = None,
     data_dir: Path | str | None = None,
 ) -> Reproduced:
@@ -60,6 +60,8 @@ def reproduce(
     With `epochs` only the first epochs are trained, and their rows of history.csv compared. With
     `data_dir` its data are in that folder now. Raises InputError where `run` holds no finished run.
     """
+    run = Path(run)
+    out = Path(out) if out is not None else None
     metrics = _metrics(run)
     written = parse_config(load_config(run / "config.toml").to_dict(), metrics["config"])
     found = run_config(run, data_dir)

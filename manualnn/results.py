@@ -24,10 +24,11 @@ class Trained:
     config: Config
 
 
-def read_run(folder: Path, data_dir: Path | str | None = None) -> list[Trained]:
+def read_run(folder: Path | str, data_dir: Path | str | None = None) -> list[Trained]:
     """The networks of a finished run, in their order. Values of history.csv are numbers, or None
     where not measured. The configs have the data as they are found from here, or `data_dir`.
     Raises InputError when the folder holds no finished run."""
+    folder = Path(folder)
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         with (folder / "history.csv").open(newline="", encoding="utf-8") as file:

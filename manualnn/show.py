@@ -72,7 +72,8 @@ def _different(images: Tensor | Rows, count: int) -> Tensor:
     return torch.stack(chosen)
 
 
-def save(figure: "Figure", path: Path) -> None:
+def save(figure: "Figure", path: Path | str) -> None:
     """Write it as PNG. Raises InputError."""
+    path = Path(path)
     with writing(f"--out {path}"):
         plots.save(figure, path)

@@ -69,12 +69,13 @@ def check(config: Config) -> Config:
     return config
 
 
-def summarise(folder: Path, config: Config) -> dict[str, Any]:
+def summarise(folder: Path | str, config: Config) -> dict[str, Any]:
     """Write `sweep.csv`, `sweep.json`, `sweep.txt`, `marginals.png`, `heatmaps.png` and
     `best-curves.png` into a finished sweep's folder; gives what sweep.json holds.
 
     `config` is the one with the grid. Raises InputError.
     """
+    folder = Path(folder)
     names = config.factors()
     grid = {
         names[key]: list(values) for key, values in config.grid if not isinstance(values, Range)
@@ -293,7 +294,7 @@ def lead(points: Sequence[Point]) -> str:
 
 
 def retrain(
-    folder: Path,
+    folder: Path | str,
     config: Config,
     seeds: Sequence[int] = (),
     device: str = "auto",
@@ -304,6 +305,7 @@ def retrain(
 
     The run is measured on the test set, which had no part in the choice.
     """
+    folder = Path(folder)
     best = distributed.on_main(lambda: read_points(folder, config)[0])
     runs = {run.label: run for run in config.expand().members()}
     chosen = replace(runs[best.label], name=f"{config.name}-best", label="")
@@ -314,9 +316,10 @@ def retrain(
     return Run(replace(chosen, data=data, train=train), folder / "best", device, resume)
 
 
-def write_predictions(folder: Path, data: configs.Data, device: str = "auto") -> Path | None:
+def write_predictions(folder: Path | str, data: configs.Data, device: str = "auto") -> Path | None:
     """`predictions.csv` beside the weights in `folder`: the class of each example of the test part,
     labelled or not. None where there is none, or where the network was trained on it."""
+    folder = Path(folder)
     if data.source == "test":
         return None
     if data.name == "csv":

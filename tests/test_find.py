@@ -10,11 +10,27 @@ import torch
 
 from manualnn import count_parameters, evaluate_hw1, evaluate_weights, load_config, load_weights
 from manualnn import predict_file as predict
-from manualnn.data import load
+from manualnn.compare import compare
+from manualnn.data import (
+    convert,
+    export_csv,
+    load,
+    open_shards,
+    read_examples,
+    read_idx,
+    verify_shards,
+)
 from manualnn.errors import InputError
+from manualnn.evaluation import score_predictions
+from manualnn.experiment import Run, train_single
 from manualnn.files import shipped
 from manualnn.find import find_described, find_weights
 from manualnn.network import save_weights
+from manualnn.report import report
+from manualnn.reproduce import reproduce
+from manualnn.results import read_run
+from manualnn.safe import scan
+from manualnn.show import save, show
 
 from .conftest import write_folder, write_idx
 
@@ -112,3 +128,31 @@ def test_public_functions_take_text_paths_and_run_folders_alike(runs, tmp_path):
     assert load_weights(str(tmp_path / "w.pkl")).network.theta.equal(expected)
     with pytest.raises(InputError, match="is a folder; give the file"):
         save_weights(tmp_path, load_weights(file).network, {})
+
+
+def test_functions_on_runs_and_files_take_text_as_they_take_paths(tmp_path):
+    """In one go, as each of them is tested with paths elsewhere."""
+    data = write_folder(tmp_path / "data", train=60, test=20)
+    sets = ['model.layers=[["linear", "classes"]]', "train.epochs=1", "data.valid=0"]
+    two = ['run=[{label="a"}, {label="b", train.l2=1e-3}]']
+    config = load_config("mnist-mlp", [*sets, *two], {"data.dir": str(data)})
+    folder = str(tmp_path / "run")
+    for _ in Run(config, folder, "cpu").train():
+        pass
+    assert [network.replica.label for network in read_run(folder)] == ["a", "b"]
+    assert len(compare(folder)["rows"]) == 2
+    assert reproduce(folder, str(tmp_path / "again")).equal
+    assert report([folder], str(tmp_path / "r.pdf")) == tmp_path / "r.pdf"
+    file = str(tmp_path / "p.txt")
+    Path(file).write_text("1\n2\n")
+    assert score_predictions(file, file) == (2, 2)
+    assert read_examples(file).tolist() == [[1], [2]]
+    images = read_idx(str(data / "t10k-images-idx3-ubyte"))
+    assert images.equal(read_examples(str(data / "t10k-images-idx3-ubyte")))
+    assert convert("idx", data, str(tmp_path / "shards"))["test"] == 20
+    assert len(open_shards(str(tmp_path / "shards")).labels["test"]) == 20
+    assert list(verify_shards(str(tmp_path / "shards")))
+    assert export_csv(load("idx", data), str(tmp_path / "csv"))["test.csv"] == 16
+    save(show(config.data.name, str(data)), str(tmp_path / "s.png"))
+    train_single(load_config("mnist-mlp", sets, {"data.dir": str(data)}), str(tmp_path / "w.pkl"))
+    assert scan(str(tmp_path / "w.pkl")).problem == ""

@@ -164,7 +164,7 @@ def trainings(config: "Config") -> "Iterator[Training]":
 
 
 def audit_file(
-    script: Path,
+    script: Path | str,
     call: str | None = None,
     seconds: float = 60,
     memory: int = 4096,
@@ -179,6 +179,7 @@ def audit_file(
     the script's; `mnist` a folder of MNIST's files that torchvision finds under whatever root.
     Raises InputError where there is no such file.
     """
+    script = Path(script)
     if not script.is_file():
         raise InputError(f"{script}: no such file")
     script = script.resolve()

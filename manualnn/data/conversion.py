@@ -30,13 +30,14 @@ class _OtherTypeError(Exception):
 
 
 def convert(
-    name: str, where: Place, folder: Path, shard_bytes: int = SHARD_BYTES
+    name: str, where: Place, folder: Path | str, shard_bytes: int = SHARD_BYTES
 ) -> dict[str, int]:
     """Write the data set `name`, found as `load` finds it, to a new shard folder; the number of
     examples of each part. Raises InputError, and then leaves nothing.
 
     Numbers that are no bytes become float32; those of a table that are not images remain (M - 1,).
     """
+    folder = Path(folder)
     if name == "shards":
         raise InputError(f"{where or name} is a shard folder already: train with --data")
     if name not in NAMES:

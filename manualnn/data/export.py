@@ -19,7 +19,7 @@ EXPORT_STREAM = 0xE4B0
 
 
 def export_csv(
-    dataset: Dataset, folder: Path, seed: int = 0, test: float | None = 0.2
+    dataset: Dataset, folder: Path | str, seed: int = 0, test: float | None = 0.2
 ) -> dict[str, int]:
     """Write all examples of a data set, in one random order that depends on `seed` alone.
 
@@ -28,6 +28,7 @@ def export_csv(
     examples of the data set. Returns the number of examples in each file. Raises InputError where
     one of them exists, would be empty or cannot be written, or where there are no test examples.
     """
+    folder = Path(folder)
     parts = [part for part in (dataset.train, dataset.test) if part is not None]
     images = [part.images for part in parts if isinstance(part.images, Tensor)]
     if len(images) < len(parts):

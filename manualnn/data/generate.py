@@ -25,7 +25,7 @@ BLOCK = 1024  # examples that are drawn together
 
 def generate(
     dataset: Dataset,
-    folder: Path,
+    folder: Path | str,
     samples: int,
     augment: Augment,
     seed: int = 0,
@@ -39,6 +39,7 @@ def generate(
     `progress` is told of how many are written. Raises InputError; then, and after an interrupt,
     nothing is left.
     """
+    folder = Path(folder)
     assert dataset.train is not None
     images = dataset.train.images
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4:

@@ -29,12 +29,13 @@ HEADER, DIMENSIONS = 4 + 4 * 255, 8
 EXPANSION = 1100  # deflate makes at most 1032 bytes of one (zlib, "Technical Details")
 
 
-def read_idx(path: Path, md5: str | None = None) -> Tensor:
+def read_idx(path: Path | str, md5: str | None = None) -> Tensor:
     """The array in an idx file, plain or `.gz`, in its own type.
 
     `md5` is that of the file as it lies on disk. Raises InputError when the file is missing,
     truncated, no idx file, or has another md5.
     """
+    path = Path(path)
     try:
         size = file_size(path)
         with path.open("rb") as file:

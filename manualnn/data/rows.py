@@ -192,9 +192,10 @@ class Shards:
     labels: dict[str, Tensor]
 
 
-def open_shards(folder: Path, parts: tuple[str, ...] = PARTS) -> Shards:
+def open_shards(folder: Path | str, parts: tuple[str, ...] = PARTS) -> Shards:
     """Read the manifest and the labels of those of the `parts` that are there, and see that the
     files are as long as it says. Raises InputError."""
+    folder = Path(folder)
     manifest = _read_manifest(folder / MANIFEST)
     images, labels = {}, {}
     for part in (part for part in parts if part in manifest["parts"]):
@@ -215,11 +216,12 @@ def open_shards(folder: Path, parts: tuple[str, ...] = PARTS) -> Shards:
     return Shards(folder, manifest["name"], tuple(manifest["class_names"]), images, labels)
 
 
-def verify_shards(folder: Path) -> Iterator[tuple[str, int]]:
+def verify_shards(folder: Path | str) -> Iterator[tuple[str, int]]:
     """Read all files of a shard folder against their checksums: after each its name and bytes.
 
     Raises InputError with the first that is damaged.
     """
+    folder = Path(folder)
     open_shards(folder)
     manifest = _read_manifest(folder / MANIFEST)
     for part in manifest["parts"]:

@@ -36,21 +36,23 @@ TYPES = (np.uint8, np.float32)  # of numbers in text; the first is read nine tim
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
 
 
-def read_examples(path: Path) -> Tensor:
+def read_examples(path: Path | str) -> Tensor:
     """The examples in an idx file (N, H, W) or a CSV file (N, M), plain or .gz, told by content.
 
     Raises InputError when it is neither, damaged, or holds what is no finite float32.
     """
+    path = Path(path)
     found = idx_examples(path)
     return open_table(path).values if found is None else found
 
 
-def idx_examples(path: Path) -> Tensor | None:
+def idx_examples(path: Path | str) -> Tensor | None:
     """The examples in an idx file (N, H, W) or (N, C, H, W), plain or .gz; None where its content
     is not idx, but may be a table.
 
     Raises InputError when it is damaged, or holds what is no finite float32.
     """
+    path = Path(path)
     try:
         file_size(path)
         with path.open("rb") as file:
@@ -103,16 +105,18 @@ class Table:
         return place(self.path, self.layout, example, column)
 
 
-def open_table(path: Path, asked: Asked = Asked()) -> Table:  # noqa: B008
+def open_table(path: Path | str, asked: Asked = Asked()) -> Table:  # noqa: B008
     """The numbers of a CSV file: uint8 where all are whole numbers from 0 to 255, as pixels are,
     else float32. Raises InputError with the line and the column of what is no finite number, or of
     a line of another length, and where it is in doubt whether the first line is a header."""
+    path = Path(path)
     layout = _layout(path, asked)
     return Table(path, torch.from_numpy(_values(path, layout)), layout)
 
 
-def read_table(path: Path) -> tuple[Tensor, list[str] | None]:
+def read_table(path: Path | str) -> tuple[Tensor, list[str] | None]:
     """The numbers of a CSV file (N, M) and its header, if any, as `open_table` reads them."""
+    path = Path(path)
     table = open_table(path)
     return table.values, table.header
 
