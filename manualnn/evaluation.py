@@ -271,7 +271,8 @@ def summarise(name: Path | str, data_dir: Path | str | None = None) -> dict[str,
     if path.suffix == ".pkl":
         weights = load_weights(path)
         network = weights.network
-        meta = {k: v for k, v in weights.meta.items() if k not in ("layers", "shape")}
+        own = {} if weights.foreign else weights.meta
+        meta = {k: v for k, v in own.items() if k not in ("layers", "shape")}
     else:
         network = describe(load_config(path).populations()[0], data_dir)
     return {

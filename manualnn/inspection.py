@@ -64,12 +64,13 @@ def inspect(name: Path | str) -> dict[str, Any]:
         report["network"] = {"problem": str(error).removeprefix(f"{path}: ")}
         return report
     network = loaded.network
-    report |= {"kind": "weights", "meta": loaded.meta}
+    report |= {"kind": "weights", "meta": {} if loaded.foreign else loaded.meta}
     report["network"] = {
         "input_shape": list(network.shape),
         "layers": network.summary(),
         "classes": network.classes,
         "parameters": network.layout.count,
+        "foreign": loaded.foreign,
     }
     return report
 
@@ -98,6 +99,8 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     if network := report["network"]:
         what = shown(network["problem"]) if "problem" in network else _name(network)
         yield f"{'network':<15}{what}"
+        if network.get("foreign"):
+            yield "of other origin: the layers between its matrices are a guess"
     for key, value in (report["checkpoint"] or {}).items():
         yield f"{key:<15}{shown(str(value))}"
     for key, value in report["meta"].items():

@@ -12,14 +12,16 @@ from typing import Any
 from torch import Tensor
 
 from .data import DATASETS, Normalization, Rows
-from .data.ranges import LIGHT, Range, differ_in_scale
+from .data.ranges import LIGHT, Range
 from .errors import InputError
 from .network import Weights
 
 Raw = Tensor | Rows
 WHAT = "use none, unit (x / 255), standard, or MEAN,STD as in 33.3,78.6"
 BYTE = 255.0
-MARGIN = 0.1  # of the width of a range, by which other values may exceed it without a note
+# Of the width of the range trained on: how far others may exceed it, and how narrow they may be,
+# without a note.
+MARGIN, NARROW = 0.1, 0.05
 
 
 def normalization_for(
@@ -94,19 +96,22 @@ def _fitting(
     divided by 255."""
     said = f"{where}: its values are {found}, but {name} was trained on {trained}"
     image = len(weights.network.shape) == 3
-    if image and trained.is_light:
+    white = BYTE if trained.is_light else trained.high
+    if image and trained.whole and trained.high > 1:
         if found.low < 0 or found.high > BYTE:
             raise InputError(f"{said}; give raw pixels, or say with --normalize how they are read")
-        if found.is_unit:
+        if found.is_unit and trained.is_light:
             _say(f"{said}; taken as pixels / 255")
             return scaled(own, 1 / BYTE)
-        if 0 < found.high <= 1:  # 0 and 1 alone: black and white, or very dark
-            raise InputError(f"{said}; {_remedy(own, 1 / BYTE)} takes 1 as white")
-    elif image and differ_in_scale(trained, found):
-        raise InputError(f"{said}; {_remedy(own, BYTE)} takes 255 as 1")
+        if 0 < found.high <= 1:  # 0 and 1 alone are black and white, or very dark
+            raise InputError(f"{said}; {_remedy(own, 1 / white)} takes 1 as {white:g}")
+    elif image and trained.low >= 0 and trained.high <= 1 and found.whole and found.high > 1:
+        white = BYTE if found.is_light else found.high
+        raise InputError(f"{said}; {_remedy(own, white)} takes {white:g} as 1")
     width = trained.high - trained.low
     beyond = max(trained.low - found.low, found.high - trained.high)
-    if beyond > MARGIN * width or (found.low < 0 <= trained.low):
+    narrow = not image and found.high - found.low < NARROW * width
+    if beyond > MARGIN * width or (found.low < 0 <= trained.low) or narrow:
         _say(f"{said}; is that the same scale? --normalize sets it")
     return own
 

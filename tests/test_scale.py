@@ -163,10 +163,40 @@ def test_other_data_of_another_scale_are_said(tmp_path, capsys):
     capsys.readouterr()
     predict(run, table(tmp_path / "same.csv", values[::3]))
     assert notes(capsys) == ""
-    for other in ((values - values.mean()) / values.std(), values * 10):
+    for other in ((values - values.mean()) / values.std(), values * 10, values / 99):
         predict(run, table(tmp_path / "other.csv", other))
         err = notes(capsys)
         assert "is that the same scale? --normalize sets it" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("trained", "factor", "message"),
+    [
+        (16, 1 / 16, "from 0 to 1, but .* takes 1 as 16"),
+        (16, 255, "give raw pixels"),
+        (1, 255, "from 0 to 1; .* takes 255 as 1"),
+        (0.5, 255, "from 0 to 0.5; .* takes 255 as 1"),
+    ],
+)
+def test_images_of_other_ranges(tmp_path, capsys, trained, factor, message):
+    """As scikit-learn's digits, from 0 to 16; black and white; or fractions."""
+    rows = np.random.default_rng(2).integers(0, 2, (60, 64)) * float(trained)
+    labels = np.arange(60) % 3
+    rows[np.arange(60), labels] = trained
+    (tmp_path / "csv").mkdir()
+    table(tmp_path / "csv" / "train.csv", rows, labels)
+    run = trained_on(tmp_path / "csv", tmp_path / "run", "data.label=first")
+    if trained == 0.5:  # only whole numbers are images in a table
+        content = torch.load(run / "weights.pkl")
+        content["meta"]["shape"] = [1, 8, 8]
+        torch.save(content, run / "weights.pkl")
+    predict(run, table(tmp_path / "same.csv", rows))
+    assert notes(capsys) == "" or trained == 0.5
+    other = rows * factor
+    if factor < 1:
+        other[0] /= 2  # so that not all are whole numbers
+    with pytest.raises(InputError, match=message):
+        predict(run, table(tmp_path / "other.csv", np.ceil(other) if factor > 1 else other))
 
 
 def test_training_and_test_examples_of_different_scales_are_an_error(pixels, tmp_path):
