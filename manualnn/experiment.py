@@ -23,6 +23,7 @@ from .circumstances import circumstances, data_digest, digest
 from .config import Config, Population, load_config, parse_config
 from .data import Dataset, Prepared, load, load_source, prepare, relabel
 from .data.labels import label_names
+from .data.prepare import only_class
 from .data.sources import check_labels
 from .errors import InputError
 from .evaluation import choose_device, draw_evaluation, evaluate_weights
@@ -115,6 +116,11 @@ def _read(
         dataset = load_source(settings.source, name, place, names)
     dataset = relabel(dataset, settings.labels, settings.test_labels, settings.seed)
     assert dataset.train is not None and dataset.class_names is not None
+    if not corruption and (only := only_class(dataset.train.labels)):
+        raise InputError(
+            f"{dataset.where}: all {len(dataset.train.labels):,} training labels are {only}: of one"
+            " class there is nothing to learn"
+        )
     prepared = prepare(
         (dataset.train.images, dataset.train.labels),
         (dataset.test.images, dataset.test.labels) if dataset.test else None,

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, hint
 from .files import find_shipped, shipped
 
 RUNS = Path("runs")
@@ -86,7 +86,12 @@ def _shipped(name: Path | str) -> Path:
     path = shipped("weights") / f"{name}.pkl"
     if Path(name).name == str(name) and path.is_file():
         return path
-    return find_shipped(name, "weights", ".pkl", "weights file")  # which says what there is
+    names = {file.stem for file in shipped("weights").glob("*.pkl")}
+    names |= {folder.name for folder in runs_called("", WEIGHTS)}
+    raise InputError(
+        f"no weights file {str(name)!r}: neither a file, nor a run, nor shipped;"
+        f" {hint(Path(name).stem, names)}"
+    )
 
 
 def _say(text: str) -> None:

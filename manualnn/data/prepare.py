@@ -158,7 +158,7 @@ def split(
     return order[count:].sort().values, order[:count].sort().values
 
 
-def _only_class(labels: Tensor) -> str:
+def only_class(labels: Tensor) -> str:
     """The class of all labels (N,), as text, where they have but one; else ""."""
     return str(int(labels[0])) if len(labels) and bool((labels == labels[0]).all()) else ""
 
@@ -205,10 +205,6 @@ def prepare(
     each replica's fraction of training labels that random ones of `classes` replace, and the seed.
     """
     images, labels = train
-    if only := _only_class(labels):
-        raise InputError(
-            f"all {len(labels)} training labels are {only}: of one class there is nothing to learn"
-        )
     if train_samples > len(labels):
         raise InputError(
             f"data.train_samples = {train_samples}, but there are {len(labels)} samples"
@@ -249,7 +245,7 @@ def prepare(
     if isinstance(held, Rows) and held.numel() * dtype.itemsize <= memory_mb << 20:
         held = held[:]  # more of them stay in their files, too
     learned = labels[chosen] if len(held_out) else labels
-    if only := _only_class(learned):
+    if only := only_class(learned):
         print(
             f"note: all {len(learned)} of the training labels that are used are {only}: accuracies"
             " say nothing",
