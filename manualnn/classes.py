@@ -15,6 +15,7 @@ from .config import Data, load_config
 from .data import Examples, load_source
 from .data.prepare import select
 from .data.sources import FASHION
+from .files import user_path
 from .find import runs_called
 from .pages import INSIDE, Block, draw_text, heading, panel
 from .results import Trained
@@ -95,7 +96,7 @@ def sweep_of(folder: Path, trained: Trained) -> tuple[Path, str] | None:
 def _same(data: Data, other: Data) -> bool:
     """Whether two configs have the same files."""
     places = [
-        [str(Path(file).expanduser().resolve()) for file in (d.dir, d.train) if file is not None]
+        [str(user_path(file).resolve()) for file in (d.dir, d.train) if file is not None]
         for d in (data, other)
     ]
     return data.name == other.name and places[0] == places[1]

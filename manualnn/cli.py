@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import cli_checks
-from .errors import InputError
+from .errors import InputError, printable
 
 if TYPE_CHECKING:
     from . import config as configs
@@ -1142,6 +1142,7 @@ def options(
 
 def main() -> None:
     """Run the command line; bad input is one line on stderr and exit code 2."""
+    _make_streams_safe()
     try:
         if SEVERAL:
             from .distributed import as_one
@@ -1160,6 +1161,13 @@ def main() -> None:
         # The reader of our output went away, as `head` does; nothing is left to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:
+        # Of a file no name of which was checked before, else of our output.
+        where = error.filename or "the output"
+        print(f"error: {printable(str(where))}: {error.strerror or error}", file=sys.stderr)
+        code = 2 if error.filename else 1
+        if not error.filename and sys.stdout is not None:  # what is left must not fail at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         # A usage error of typer's parser, told by its interface: its module has changed before.
         message = getattr(error, "format_message", None)
@@ -1169,6 +1177,17 @@ def main() -> None:
             print(f"error: {text} (see --help)", file=sys.stderr)
         code = getattr(error, "exit_code", 2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _make_streams_safe() -> None:
+    """Let output that is closed, or a terminal that cannot show a letter, end nothing."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's is not known to every matplotlib
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif getattr(stream, "errors", None) == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _go_on_alone() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import InputError, hint
-from .files import find_shipped, shipped
+from .files import find_shipped, shipped, user_path
 
 DEFAULT = "mnist-mlp"
 # Other flags are called as their key ends.
@@ -451,7 +451,7 @@ def data_flags(
 
 def _data_flags(value: str | None, data_dir: str | None) -> dict[str, str | None]:
     known = get_args(get_type_hints(Data)["name"])
-    path = Path(value or "").expanduser()
+    path = user_path(value or "")
     is_name = value in known and not (value in FOLDERS and data_dir is None and path.is_dir())
     if value is None or is_name or not (path.exists() or path.suffix or "/" in value):
         return {"data.name": value, "data.dir": data_dir}

@@ -16,7 +16,7 @@ from .data.sources import canonical, local_folder, search
 from .errors import InputError
 from .evaluation import choose_device
 from .experiment import dry_run
-from .files import cache_folder, package_version, write_text
+from .files import cache_folder, package_version, user_path, write_text
 from .find import find_weights
 from .network import load_weights
 
@@ -103,9 +103,7 @@ def _data(name: str, problems: list[str]) -> str:
     note = ""
     if (environment := os.environ.get("MANUALNN_DATA")) is not None:
         keys = list(md5)
-        files = search(
-            Path(environment).expanduser(), name, keys, [k for k in keys if "train" in k]
-        )
+        files = search(user_path(environment), name, keys, [k for k in keys if "train" in k])
         if isinstance(files, str):  # what is not there is looked for elsewhere; what is, is used
             note = f"MANUALNN_DATA: {files}; otherwise "
         else:

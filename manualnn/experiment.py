@@ -85,7 +85,8 @@ def build(
         name = f"{config.name}, run {config.label!r}" if config.label else config.name
         raise InputError(f"{name}: {error}") from None
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "alloc" not in str(error):
+        large = ("alloc", "overflow", "out of memory", "Invalid dimension")
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in large):
             raise
         raise InputError(f"{config.name}: the networks do not fit into memory ({error})") from None
     return training, dataset
@@ -265,7 +266,7 @@ class Run:
                 distributed.take(self.folder)
             try:
                 write_text(self.folder / "config.toml", self.config.to_toml())
-            except OSError:
+            except (OSError, InputError):
                 self._release()
                 with suppress(OSError):
                     (self.folder / LOCK).unlink()
@@ -545,7 +546,7 @@ class Run:
             "seconds": self.seconds,
             "samples_per_second": self.samples / self.seconds if self.seconds else None,
             "diagnoses": self.notes,
-            "started_in": str(Path.cwd()),
+            "started_in": str(Path.cwd()).encode(errors="replace").decode(),
             **circumstances(self.config, self.data_digests, self.device),
         }
         self._draw_curves()

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def replacing(path: Path, previous: Path | None = None, flushed: bool = True) ->
     that is killed leaves one, for `remove_temporary`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix, suffix = f"{TEMPORARY}{path.stem}-", path.suffix
+    short = path.stem.encode(errors="ignore")[:100].decode(errors="ignore")  # a name has 255 bytes
+    prefix, suffix = f"{TEMPORARY}{short}-", path.suffix
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
     os.close(handle)
     temporary = Path(name)
@@ -119,9 +121,14 @@ def lock(folder: Path) -> FileLock:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, as UTF-8."""
+    """Write `text` to `path` atomically, as UTF-8. Raises InputError where a name in it is none."""
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        line = text[: error.start].rpartition("\n")[2] + text[error.start :].partition("\n")[0]
+        raise InputError(f"{path}: {line.strip()!a} is not UTF-8; rename the file") from None
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def write_csv(
@@ -138,10 +145,29 @@ def write_csv(
 
 
 def cache_folder() -> Path:
-    """The per-user cache: `$MANUALNN_CACHE`, else `$XDG_CACHE_HOME/manualnn`, else `~/.cache`."""
+    """The per-user cache: `$MANUALNN_CACHE`, else `$XDG_CACHE_HOME/manualnn`, else `~/.cache`; of a
+    user without a home a folder that ends with the process."""
     if own := os.environ.get("MANUALNN_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manualnn"
+        return user_path(own)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "manualnn"
+    try:
+        return Path.home() / ".cache" / "manualnn"
+    except RuntimeError:
+        return Path(_homeless_cache().name)
+
+
+@cache
+def _homeless_cache() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="manualnn-", ignore_cleanup_errors=True)
+
+
+def user_path(path: Path | str) -> Path:
+    """A path whose ~ is the home of a user. Raises InputError where that is unknown."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: the home that ~ stands for is unknown") from None
 
 
 def package_version() -> str:

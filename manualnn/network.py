@@ -68,6 +68,10 @@ class Network:
         if not self.layout.count:
             raise InputError("model.layers: there is no layer with parameters; add a linear layer")
         self.first = self.layout.slots[0].layer  # layers before it need no gradient
+        if replicas * self.layout.width >= 2**60:  # more than an address can tell
+            raise InputError(
+                f"model.layers: {self.layout.count:.2g} parameters do not fit into any memory"
+            )
         self.theta = torch.zeros(replicas, self.layout.width, dtype=dtype, device=device)
         self.params = self.layout.views(self.theta)
 
@@ -233,8 +237,8 @@ def save_weights(
         tensors[key] = stored.contiguous()
     content = io.BytesIO()  # torch's own writer says no more than that it failed
     torch.save({**tensors, "meta": meta}, content)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+    with replacing(path) as temporary, content.getbuffer() as view:
+        temporary.write_bytes(view)
 
 
 def load_weights(path: Path | str, activation: str | None = None) -> Weights:

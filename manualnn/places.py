@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .config import Config, Data, load_config
 from .errors import InputError
+from .files import user_path
 
 PATHS = ("dir", "train", "test")
 
@@ -36,13 +37,13 @@ def check_there(data: Data, run: Path) -> None:
     """Raise InputError where the data of a run are not where its config says."""
     for key in PATHS:
         place = getattr(data, key)
-        if place is not None and not Path(place).expanduser().exists():
+        if place is not None and not user_path(place).exists():
             raise InputError(f"{run}: its data are not at {place}: give --data-dir FOLDER")
 
 
 def _found(place: str | None, bases: list[Path]) -> str | None:
     """The place as the first of the folders has it; unchanged where none does."""
-    if place is None or Path(place).expanduser().is_absolute():
+    if place is None or user_path(place).is_absolute():
         return place
     there = next((base / place for base in bases if (base / place).exists()), None)
     if there is None or (Path(place).exists() and there.samefile(place)):

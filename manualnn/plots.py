@@ -34,7 +34,13 @@ def literal(text: str) -> str:
 
 def save(figure: "Figure", path: Path | str) -> None:
     """Write a figure as PNG."""
+    from matplotlib.text import Text
+
     path = Path(path)
+    for text in figure.findobj(Text):  # a name of a folder need not be UTF-8
+        written = text.get_text()
+        if not written.isascii():
+            text.set_text(written.encode(errors="backslashreplace").decode())
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 

@@ -16,7 +16,7 @@ from . import markdown, plots
 from . import report_parts as parts
 from .classes import class_grid, names_of, sweep_of, training_images
 from .data import Examples
-from .errors import InputError
+from .errors import InputError, printable
 from .evaluation import Evaluated, evaluate_weights
 from .network import load_weights
 from .pages import (
@@ -88,7 +88,7 @@ def report(
     pages = draw(
         runs, author, text, derivation, preface, title, class_names, derivation_page, data_dir
     )
-    save_pages(pages, path, title or runs[0].resolve().name, author)
+    save_pages(pages, path, title or printable(runs[0].resolve().name), author)
     return path
 
 
@@ -211,7 +211,7 @@ class _Run:
         self, folder: Path, class_names: tuple[str, ...], data_dir: Path | str | None = None
     ) -> None:
         self.folder, self.given, self.data_dir = folder, class_names, data_dir
-        self.name = folder.resolve().name
+        self.name = printable(folder.resolve().name)
         self.is_memorised = (folder / "random-labels.json").is_file()
 
     @cached_property

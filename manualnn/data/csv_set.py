@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import user_path
 from .columns import (
     CERTAIN,
     LIKELY,
@@ -47,14 +48,14 @@ def csv_files(place: Place, parts: tuple[str, ...], optional: tuple[str, ...]) -
             "data set 'csv' needs files: give --data FILE or FOLDER, or set data.train"
         )
     if isinstance(place, Mapping):
-        files = {part: Path(place[part]).expanduser() for part in parts if part in place}
+        files = {part: user_path(place[part]) for part in parts if part in place}
         if lacking := [part for part in parts if part not in files and part not in optional]:
             raise InputError(
                 f"data set 'csv' has no {lacking[0]} file: give one with --data, or as"
                 f" data.{lacking[0]} of the config"
             )
         return files
-    folder = Path(place).expanduser()
+    folder = user_path(place)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
     files = {}

@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import InputError, hint
-from ..files import PACKAGE, cache_folder
+from ..files import PACKAGE, cache_folder, user_path
 from .csv_set import Part, Place, asked_of, csv_files, read_csv
 from .idx import as_images, has_channels_last, read_idx
 from .limits import most_bytes
@@ -198,7 +198,7 @@ def _load_shards(
     """A shard folder; its test examples are read, those to train on are not."""
     if place is None or isinstance(place, Mapping):
         raise InputError("data set 'shards' needs a folder: give --data DIR or set data.dir")
-    found = open_shards(Path(place).expanduser(), parts)
+    found = open_shards(user_path(place), parts)
     read: dict[str, Examples] = {}
     for part, rows in found.images.items():
         if part == "test" and rows.numel() * rows.dtype.itemsize > most_bytes():
@@ -244,7 +244,7 @@ def example_shape(name: str, data_dir: Place = None) -> tuple[tuple[int, ...], i
     if data_dir is None and name in DATASETS:
         needed = [("train", "images"), ("train", "labels")]
         given = os.environ.get("MANUALNN_DATA")
-        files = search(Path(given).expanduser(), name, needed, needed) if given else ""
+        files = search(user_path(given), name, needed, needed) if given else ""
         if isinstance(files, str) or _other_set(name, files):  # it has none of this set
             return (1, 28, 28), len(DATASETS[name].classes)
     dataset = load(name, data_dir, ("train",))
@@ -341,7 +341,7 @@ def locate(
     needed = [(part, kind) for part in parts for kind in ("images", "labels")]
     required = [key for key in needed if key[0] not in optional]
     if data_dir is not None:
-        files = search(Path(data_dir).expanduser(), name, needed, required)
+        files = search(user_path(data_dir), name, needed, required)
         if not isinstance(files, str) and (other := _other_set(name, files)):
             raise InputError(
                 f"{data_dir}: holds {other} by its checksums, not {name}: give --data {other}"
@@ -350,7 +350,7 @@ def locate(
             raise InputError(files)
         return files, str(data_dir), {}
     if (environment := os.environ.get("MANUALNN_DATA")) is not None:
-        files = search(Path(environment).expanduser(), name, needed, required)
+        files = search(user_path(environment), name, needed, required)
         if not isinstance(files, str) and (other := _other_set(name, files)):
             files = f"{environment} holds {other}, not {name}"
         if not isinstance(files, str):
