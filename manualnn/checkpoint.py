@@ -44,8 +44,7 @@ class Saver:
 
     def _write(self, copied: io.BytesIO, then: Callable[[], None]) -> None:
         with replacing(self.folder / LAST, self.folder / PREVIOUS) as temporary:
-            with copied.getbuffer() as content:
-                temporary.write_bytes(content)
+            temporary.write_bytes(copied.getvalue())  # no view, which a failure would keep alive
             # By the reader's rules, before it takes the place of one that can be read.
             found = scan(temporary, "checkpoint")
             if found.problem or found.unsafe:

@@ -237,8 +237,8 @@ def save_weights(
         tensors[key] = stored.contiguous()
     content = io.BytesIO()  # torch's own writer says no more than that it failed
     torch.save({**tensors, "meta": meta}, content)
-    with replacing(path) as temporary, content.getbuffer() as view:
-        temporary.write_bytes(view)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getvalue())  # no view, which a failure would keep alive
 
 
 def load_weights(path: Path | str, activation: str | None = None) -> Weights:

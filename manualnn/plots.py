@@ -28,19 +28,13 @@ def _figure(width: float, height: float, title: str = "", size: int | None = Non
 
 
 def literal(text: str) -> str:
-    """A user's text as it is: a dollar sign starts no formula."""
-    return text.replace("$", r"\$")
+    """A user's text as it is: a dollar sign starts no formula, and what is not UTF-8 is escaped."""
+    return text.encode(errors="backslashreplace").decode().replace("$", r"\$")
 
 
 def save(figure: "Figure", path: Path | str) -> None:
     """Write a figure as PNG."""
-    from matplotlib.text import Text
-
     path = Path(path)
-    for text in figure.findobj(Text):  # a name of a folder need not be UTF-8
-        written = text.get_text()
-        if not written.isascii():
-            text.set_text(written.encode(errors="backslashreplace").decode())
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 
@@ -498,7 +492,7 @@ def marginals(factors: Mapping[str, Sequence[dict[str, Any]]], title: str) -> "F
         style = "-" if all(map(_is_number, (level["value"] for level in levels))) else ""
         axes.errorbar(x, means, stds, marker="o", linestyle=style, capsize=3, label="mean and std")
         axes.plot(x, [100 * level["best"] for _, level in known], "x", color="C1", label="best")
-        axes.set_xticks(range(len(levels)), [level["value"] for level in levels])
+        axes.set_xticks(range(len(levels)), [literal(level["value"]) for level in levels])
         axes.set_xlim(-0.5, len(levels) - 0.5)
         axes.set_xlabel(name)
         _frame(axes)
@@ -544,8 +538,8 @@ def heat_maps(
             light = not np.isfinite(value) or value > (low + high) / 2
             text = f"{value:.{digits}f}" if np.isfinite(value) else "-"
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color="k" if light else "w")
-        axes.set_xticks(range(len(column_values)), column_values)
-        axes.set_yticks(range(len(row_values)), row_values)
+        axes.set_xticks(range(len(column_values)), list(map(literal, column_values)))
+        axes.set_yticks(range(len(row_values)), list(map(literal, row_values)))
         axes.set_xlabel(column)
         axes.set_ylabel(row)
     return figure

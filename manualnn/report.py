@@ -319,9 +319,8 @@ class _Run:
         self._curves(page, top, (0.4, 2.5), 1.55, height - 0.45, 6.5)
         axes = panel(page, WIDTH - MARGIN - height + 0.45, top, height - 0.45, height - 0.45)
         plots.draw_confusion(axes, self.evaluated.evaluation.confusion.numpy(), self.names, 5)
-        axes.set_title(
-            f"{self.evaluated.data}: {parts.share(self.evaluated.evaluation.accuracy, 2)}"
-        )
+        accuracy = parts.share(self.evaluated.evaluation.accuracy, 2)
+        axes.set_title(f"{plots.literal(self.evaluated.data)}: {accuracy}")
         parts.small(axes)
         return top + height + parts.turn_names(axes, self.names, 90)
 

@@ -136,6 +136,11 @@ def test_a_picture_of_a_name_that_is_not_utf_8(tmp_path):
     figure = plots.confusion(np.eye(2), ["a", os.fsdecode(b"\xff")], "t\udcff")
     plots.save(figure, tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    strange = os.fsdecode(b"$\xff.csv")  # one value of data.train in a grid
+    level = {"value": strange, "mean": 0.5, "std": None, "best": 0.5}
+    plots.save(plots.marginals({"train": [level]}, "t"), tmp_path / "m.png")
+    maps = [("train", "l2", [[0.5]], [strange], ["$"])]
+    plots.save(plots.heat_maps(maps, "t"), tmp_path / "h.png")
 
 
 @pytest.mark.parametrize("units", [10**15, 10**18, 2**62])

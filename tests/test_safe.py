@@ -72,7 +72,7 @@ def test_what_would_execute_code_is_named(path, capfd, protocol, bare):
     calls = [
         (Call(os.system, "echo executed"), r"would execute posix\.system"),
         (Call(eval, "print('executed')"), r"would execute (__builtin__|builtins)\.eval"),
-        (Call(getattr(io, "open"), str(path) + "2", "w"), r"would execute io\.open"),  # noqa: B009
+        (Call(getattr(io, "open"), str(path) + "2", "w"), r"would execute _?io\.open"),  # noqa: B009
     ]
     for call, message in calls:
         content = {"w1": torch.ones(2, 2), "meta": call}
@@ -287,16 +287,16 @@ METAS = [
     ({"shape": [3.0]}, "are no sizes"),
     ({"shape": 3}, "unusable"),
     ({"shape": [1, 1, 1, 3]}, "are no sizes"),
-    ({"shape": [10**9, 10**9, 3]}, r"should have shape|unusable"),
+    ({"shape": [10**9, 10**9, 3]}, "parameters do not fit into any memory"),
     ({"layers": [["relu"]] * 10**5}, "no list of at most"),
     ({"layers": [["linear", 10**9], ["linear", 2]]}, r"w1 should have shape \(3, 1000000000\)"),
-    ({"layers": [["linear", 10**200], ["linear", 2]]}, "unusable"),
+    ({"layers": [["linear", 10**200], ["linear", 2]]}, "parameters do not fit"),
     ({"layers": [["linear", 10**4000], ["linear", 2]]}, "opcode LONG4"),
     ({"layers": [[]]}, "unusable"),
     ({"layers": [[["linear"]]]}, "unknown layer"),
     ({"layers": "linear"}, "no list of at most"),
     ({"layers": [["conv2d", 1, 1, {"padding": 10**9}], ["linear", 2]], "shape": [1, 1, 3]},
-     "too many|unusable"),
+     "parameters do not fit into any memory"),
     ({"loss": ["x"]}, "unusable meta: loss"),
     ({"loss": "x"}, "do not fit"),
     ({"dataset": 5}, "unusable meta: dataset"),

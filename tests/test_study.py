@@ -11,6 +11,7 @@ from collections import Counter
 from contextlib import closing
 
 import optuna
+import psutil
 import psycopg
 import pytest
 import torch
@@ -446,6 +447,7 @@ def test_a_database_of_another_version_is_one_line(sweep, tmp_path):
         database.commit()
     code, out, err = sweep(GRID, "--storage", "sqlite:///other.db")
     assert (code, out, err.count("\n")) == (2, "", 1) and "table schema" in err
+    assert not [file for file in psutil.Process().open_files() if "other.db" in file.path]
 
 
 def worker_of(tmp_path, folder, grid=GRID, where=None, **plan):

@@ -50,7 +50,7 @@ class Storage:
 
     def __init__(self, where: str | Path, seconds: int) -> None:
         self.name, self._secrets = str(where), list[str]()
-        self.backend: Journal | RDBStorage
+        self.backend: Journal | Database
         # A URL without its slashes is no path, either: its password would become a folder's name.
         is_url = isinstance(where, str) and bool(URL.match(where))
         url = _url(str(where)) if is_url else None
@@ -70,7 +70,7 @@ class Storage:
                     raise InputError(f"--storage {self.name}: {self._said(error)}") from None
         self.optuna: BaseStorage = get_storage(self.backend)
 
-    def _database(self, url: sqlalchemy.URL, seconds: int) -> RDBStorage:
+    def _database(self, url: sqlalchemy.URL, seconds: int) -> "Database":
         local = url.drivername == "sqlite"
         patience = {"timeout": 60} if local else {"connect_timeout": 10}
         engine = {"pool_pre_ping": True, "connect_args": patience}
@@ -78,7 +78,7 @@ class Storage:
         for attempt in range(attempts):
             try:
                 with experimental():
-                    return RDBStorage(
+                    return Database(
                         url.render_as_string(hide_password=False),
                         engine,
                         heartbeat_interval=seconds,
@@ -93,9 +93,8 @@ class Storage:
         raise AssertionError
 
     def close(self) -> None:
-        if isinstance(self.backend, RDBStorage):
-            self.backend.scoped_session.remove()
-            self.backend.engine.dispose()
+        if isinstance(self.backend, Database):
+            self.backend.close()
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -157,6 +156,24 @@ def retry(most: int | None = None) -> Callable[[Study, FrozenTrial], None]:
     """What puts a failed trial's values into the queue again, so many times at most."""
     with experimental():
         return RetryHeartbeatStaleTrialCallback(max_retry=most)
+
+
+class Database(RDBStorage):
+    """A study in a database; one that cannot be used leaves no connection open."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        try:
+            super().__init__(*args, **options)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connections; those of which `__init__` has made any."""
+        if hasattr(self, "scoped_session"):
+            self.scoped_session.remove()
+        if hasattr(self, "engine"):
+            self.engine.dispose()
 
 
 class _File(JournalFileBackend):
