@@ -95,7 +95,7 @@ def test_several_seeds(run, small, tmp_path):
     assert metrics["test_accuracy"] == pytest.approx(np.mean(accuracies))
     assert metrics["std"]["test_accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
     folder = tmp_path / "runs" / "mnist-mlp"
-    best = max(metrics["runs"], key=lambda one: one["valid_accuracy"])
+    best = min(metrics["runs"], key=lambda one: (-one["valid_accuracy"], one["valid_loss"]))
     single = torch.load(folder / "weights" / f"mnist-mlp-{best['seed']}.pkl")
     assert torch.load(folder / "weights.pkl")["w1"].equal(single["w1"])
     assert len(rows(folder / "history.csv")) == 9
@@ -397,8 +397,23 @@ def test_a_config_of_several_runs(run, parts):
         assert row["epochs_to_target"] == (reached[0] if reached else None)
         assert row["valid_accuracy"] == float(own[-1]["valid_accuracy"])
     assert {row["train_samples"] for row in metrics["runs"]} == {240}
-    best = max(metrics["runs"], key=lambda row: row["valid_accuracy"])
-    assert metrics["weights"] == {"run": best["run"], "seed": best["seed"]}
+    # The best mean over seeds, then the best of them; of equal accuracies the lower loss.
+    mean = {
+        label: np.mean(
+            [(-r["valid_accuracy"], r["valid_loss"]) for r in metrics["runs"] if r["run"] == label],
+            axis=0,
+        ).tolist()
+        for label, *_ in labels
+    }
+    best = min(
+        metrics["runs"],
+        key=lambda row: (mean[row["run"]], -row["valid_accuracy"], row["valid_loss"]),
+    )
+    assert metrics["weights"] == {
+        "run": best["run"],
+        "seed": best["seed"],
+        "chosen_by": "the highest validation accuracy",
+    }
     assert metrics["parameters"] == best["parameters"]
     assert len(list((folder / "weights").glob("*.pkl"))) == 6
     code, out, _ = run("evaluate", folder, "--split", "valid", "--json")
@@ -423,7 +438,11 @@ def test_weights_of_several_runs_have_files_of_their_own(run, parts, tmp_path):
     assert len({path.name.lower() for path in Path("n/weights").iterdir()}) == 12
     chosen = torch.load("n/weights.pkl")["meta"]
     metrics = json.loads(Path("n/metrics.json").read_text())
-    assert metrics["weights"] == {key: chosen[key] for key in ("run", "seed")}
+    assert metrics["weights"] == {
+        "run": chosen["run"],
+        "seed": chosen["seed"],
+        "chosen_by": "the highest validation accuracy",
+    }
 
 
 def test_runs_with_data_of_their_own(run, folder, tmp_path):
