@@ -872,10 +872,12 @@ def _print_memorised(result: dict[str, Any]) -> None:
     for run in result.get("runs", []):
         groups.setdefault((run["samples"], run["run"]), []).append(run)
     for (samples, label), runs in groups.items():
-        figures = [
-            f"{name} {_spread([run[key] for run in runs], scale, unit)}"
+        fits = [run["epochs_to_fit"] for run in runs]
+        fitted = f"fitted in epoch {_spread(fits, 1, '', 'not fitted')}"
+        figures = [fitted if any(fits) else f"not fitted in {runs[0]['epochs']} epochs"]
+        figures += [
+            f"{name} {_spread([run[key] for run in runs], scale, unit, 'not finite')}"
             for name, key, scale, unit in (
-                ("fitted in epoch", "epochs_to_fit", 1, ""),
                 ("training loss", "train_loss", 1, ""),
                 ("test loss", "test_loss", 1, ""),
                 ("test accuracy", "test_accuracy", 100, " %"),
@@ -885,8 +887,7 @@ def _print_memorised(result: dict[str, Any]) -> None:
     if "runs" not in result:
         print(
             f"training loss  {_loss(result['train_loss'])}   accuracy"
-            f" {_percent(result['train_accuracy'])}, all fitted in epoch"
-            f" {int(result['epochs_to_fit'] or 0) or '-'} of {result['epochs']}"
+            f" {_percent(result['train_accuracy'])}, {_fitted(result)}"
         )
         print(
             f"test loss      {_loss(result['test_loss'])}   accuracy"
@@ -897,15 +898,24 @@ def _print_memorised(result: dict[str, Any]) -> None:
     print(f"\n{textwrap.fill(result['explanation'], 100)}\n")
 
 
-def _spread(values: list[float | None], scale: float, unit: str) -> str:
-    """Mean and standard deviation of the values that there are, in three digits."""
+def _fitted(result: dict[str, Any]) -> str:
+    if result["epochs_to_fit"]:
+        return f"all fitted in epoch {int(result['epochs_to_fit'])} of {result['epochs']}"
+    return f"not all fitted in {result['epochs']} epochs"
+
+
+def _spread(values: list[float | None], scale: float, unit: str, missing: str) -> str:
+    """Mean and standard deviation of the values that there are, in three digits; how many are
+    `missing`."""
     import statistics
 
     known = [value * scale for value in values if value is not None]
-    if len(known) < len(values):
-        return f"- ({len(values) - len(known)} of {len(values)} not)"
+    if not known:
+        return missing
     error = f" +- {statistics.stdev(known):.2g}" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.4g}{error}{unit}"
+    lost = len(values) - len(known)
+    rest = f" ({lost} of {len(values)} {missing})" if lost else ""
+    return f"{statistics.fmean(known):.4g}{error}{unit}{rest}"
 
 
 def _loss(value: float | None) -> str:
@@ -1317,8 +1327,9 @@ def _bar(run: "Run") -> Any:
             if isinstance(event, Progress):
                 figures = f"{event.samples * len(training.replicas) / event.seconds:,.0f} samples/s"
                 if last := training.last_records():
-                    loss, accuracy = _mean(last, "train_loss"), _mean(last, "train_accuracy")
-                    figures = f"loss {loss:.4f}, accuracy {_percent(accuracy)}, {figures}"
+                    loss = _figure(last, "train_loss", "{:.4f}".format)
+                    accuracy = _figure(last, "train_accuracy", _percent)
+                    figures = f"loss {loss}, accuracy {accuracy}, {figures}"
                 bar.update(
                     task,
                     description=f"epoch {event.epoch}/{epochs}",
@@ -1329,23 +1340,30 @@ def _bar(run: "Run") -> Any:
             yield event
 
 
-def _mean(records: "list[Record]", name: str) -> float | None:
-    """The mean of a figure over networks; None where it was not measured."""
-    values = [getattr(record, name) for record in records]
-    return None if values[0] is None else sum(values) / len(values)
+def _figure(records: "list[Record]", name: str, form: Callable[[float], str]) -> str | None:
+    """A figure of an epoch: of several networks the range, the better end first; None where it was
+    not measured."""
+    values = [value for record in records if (value := getattr(record, name)) is not None]
+    if not values:
+        return None
+    low, high = form(min(values)), form(max(values))
+    if low == high:
+        return low
+    return f"{low} to {high}" if name.endswith("loss") else f"{high} to {low}"
 
 
 def _describe(records: "list[Record]") -> str:
-    """One line for an epoch: means over the live networks."""
+    """One line for an epoch; of several networks, best to worst of each figure."""
     if not records:
         return "no network is left"
-
-    valid, seconds = _mean(records, "valid_accuracy"), records[0].seconds
-    line = f"epoch {records[0].epoch:>3}  loss {_mean(records, 'train_loss'):.4f}"
-    line += f"  accuracy {_percent(_mean(records, 'train_accuracy'))}"
-    if valid is not None:
-        line += f"  validation {_percent(valid)}"
-    return f"{line}  {seconds:.2f} s"
+    loss = _figure(records, "train_loss", "{:.4f}".format)
+    accuracy = _figure(records, "train_accuracy", _percent)
+    line = f"epoch {records[0].epoch:>3}  loss {loss}  accuracy {accuracy}"
+    if valid := _figure(records, "valid_accuracy", _percent):
+        line += f"  validation {valid}"
+    if len(records) > 1:
+        line += f"  ({len(records)} networks, best to worst)"
+    return f"{line}  {records[0].seconds:.2f} s"
 
 
 def _print_metrics(metrics: dict[str, Any], folder: Path) -> None:
@@ -1372,7 +1390,8 @@ def _print_metrics(metrics: dict[str, Any], folder: Path) -> None:
             if run[f"{part}_accuracy"] is not None
         )
         if "epochs_to_target" in run:
-            figures += f"  reached in epoch {run['epochs_to_target'] or '-'}"
+            reached = run["epochs_to_target"]
+            figures += f"  target {f'reached in epoch {reached}' if reached else 'not reached'}"
         print(f"  {run['run']}, seed {run['seed']}: {figures}  {run['ended'] or ''}".rstrip())
     if "runs" in metrics:
         kept = metrics["weights"]

@@ -61,6 +61,7 @@ def draw_curves(
     draw = _by_setting if len({run for run, _ in networks}) > 1 else _by_part
     draw(axes, networks, measure, train_label)
     _finish(axes, measure)
+    _say_what_is_cut(axes)
 
 
 def _short(label: str) -> str:
@@ -90,25 +91,44 @@ def _by_part(axes: "Axes", networks: Networks, measure: str, train_label: str) -
         # The mean ends where the first network does: a mean over survivors would jump.
         columns = list(zip(*lines, strict=False))
         mean = [(column[0][0], float(np.mean([v for _, v in column]))) for column in columns]
-        label = NAMES.get(part, train_label)
+        label = NAMES.get(part, f"{train_label}, average over the epoch")
         marker = "o" if len(mean) == 1 else None
         axes.plot(*zip(*mean, strict=True), color=color, linewidth=1.8, label=label, marker=marker)
 
 
+BEST = 8  # networks with different settings in colours of their own
+
+
 def _by_setting(axes: "Axes", networks: Networks, measure: str, train_label: str) -> None:
+    """Each network in a colour of its own; of more than there are colours the best on validation
+    data (without any, the first), and the others in grey behind them."""
     seeds = len({seed for _, seed in networks}) > 1
     part = "valid" if any(_points(n, "valid", measure) for n in networks.values()) else "test"
-    for number, ((run, seed), network) in enumerate(networks.items()):
-        color = f"C{number % 10}"
+    ranked = list(networks)
+    if part == "valid":
+        ranked.sort(
+            key=lambda key: -(_points(networks[key], "valid", "accuracy") or [(0, 0)])[-1][1]
+        )
+    colored = {key: f"C{number}" for number, key in enumerate(ranked[: max(BEST, 1)])}
+    if len(networks) <= 10:
+        colored = {key: f"C{number}" for number, key in enumerate(networks)}
+    grey = [key for key in networks if key not in colored]
+    for key in (*grey, *colored):
+        (run, seed), network = key, networks[key]
+        color, width = colored.get(key, "0.8"), 1.5 if key in colored else 0.7
         for shown, style in (("train", ":"), (part, "-")):
-            if line := _points(network, shown, measure):
+            if (key in colored or shown == part) and (line := _points(network, shown, measure)):
                 x, y = zip(*line, strict=True)
                 name = _short(run)
                 label = (f"{name}, seed {seed}" if seeds else name) if shown == part else None
+                label = label if key in colored else None
                 marker = "o" if len(line) == 1 else None
-                axes.plot(x, y, style, color=color, linewidth=1.5, label=label, marker=marker)
+                axes.plot(x, y, style, color=color, linewidth=width, label=label, marker=marker)
     other = NAMES[part] if part == "valid" else "test"
-    axes.set_title(f"solid: {other}, dotted: {train_label}", fontsize=9)
+    which = "best" if part == "valid" else "first"
+    rest = f"\nthe {which} {len(colored)} of {len(networks)}, the others grey" if grey else ""
+    said = f"solid: {other}, dotted: {train_label}, averages over the epoch{rest}"
+    axes.set_title(said, fontsize=9)
     _cut_off_explosions(axes, measure)
 
 
@@ -139,11 +159,25 @@ def _finish(axes: "Axes", measure: str, lines: "Sequence[Line2D] | None" = None)
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy in %" if measure == "accuracy" else "loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _tick_the_last(axes)
     if measure == "accuracy":
         _fit_accuracies(axes, lines or axes.lines)
     if lines is not None:
         _name_the_unseen(axes, measure)
     _frame(axes, 8 if len(axes.lines) > 6 else None)
+
+
+def _tick_the_last(axes: "Axes") -> None:
+    """Give the last epoch a tick; one that would touch it goes."""
+    drawn = [np.asarray(line.get_xdata(), float) for line in axes.lines]
+    ends = [float(x.max()) for x in drawn if x.size]
+    if not ends:
+        return
+    last, width = max(ends), np.ptp(axes.get_xlim())
+    ticks = [x for x in axes.get_xticks() if 0 <= x < last and last - x > width / 15]
+    limits = axes.get_xlim()
+    axes.set_xticks([*ticks, last])
+    axes.set_xlim(limits)
 
 
 def _frame(axes: "Axes", size: int | None = 8) -> None:
@@ -213,7 +247,18 @@ def draw_comparison(axes: "Axes", runs: Runs, measure: str, along: str, part: st
     _finish(axes, measure, learned)
     axes.set_xlabel(along if along == "epoch" else "training step")
     solid = NAMES[part] if part == "valid" else part
-    axes.set_title(f"{measure}, solid: {solid}, dotted: train", fontsize=9)
+    said = f"{measure}, solid: {solid}, dotted: train, averages over the epoch"
+    axes.set_title(said, fontsize=9)
+    _say_what_is_cut(axes)
+
+
+def _say_what_is_cut(axes: "Axes") -> None:
+    """Say so above the axes where a point of a curve lies outside of them."""
+    low, high = axes.get_ylim()
+    values = _values(axes.lines)
+    if len(values) and not (low <= values.min() and values.max() <= high):
+        lines = [line for line in (axes.get_title(), "what lies outside is cut off") if line]
+        axes.set_title("\n".join(lines), fontsize=9)
 
 
 def _name_the_unseen(axes: "Axes", measure: str) -> None:
@@ -275,7 +320,9 @@ def draw_memorisation(
         axes.set_yscale(scale)
         if long:
             axes.set_xscale("log")
-        axes.set_title(f"{scale}" + (", solid: test, dashed: train" if len(groups) > 1 else ""))
+        kind = "linear" if scale == "linear" else "logarithmic"
+        styles = ", solid: test, dashed: train" if len(groups) > 1 else ""
+        axes.set_title(f"loss on a {kind} axis{styles}", fontsize=10)
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
         _frame(axes)
@@ -429,7 +476,7 @@ def image_grid(
         height, width = (size / max(image.shape[-2:]) for size in image.shape[-2:])
         draw_image(axes, image, (left, left + width, top - height, top))
         axes.text(left + 0.5, top + 0.05, literal(caption), ha="center", va="bottom", fontsize=8)
-    axes.set(xlim=(-0.1, 1.25 * columns - 0.15), ylim=(-1.6 * rows + 0.5, 0.5))
+    axes.set(xlim=(-0.1, 1.25 * columns - 0.15), ylim=(-1.6 * (rows - 1) - 1.05, 0.45))
     return figure
 
 
@@ -514,16 +561,17 @@ def _is_number(word: str) -> bool:
 def heat_maps(
     maps: Sequence[tuple[str, str, Sequence[Sequence[float | None]], Sequence[str], Sequence[str]]],
     title: str,
+    note: str = "",
 ) -> "Figure":
     """The mean accuracy of pairs of factors, over the others: (row factor, column factor, cells in
     [0, 1], row values, column values). All maps share one scale of colours, so that a factor that
-    changes little looks it."""
+    changes little looks it. `note` follows the title."""
     columns = min(3, len(maps))
     rows = -(-len(maps) // columns)
     figure = _figure(
         4.2 * columns,
         3.4 * rows + 0.5,
-        f"{title}: mean validation accuracy in %, over the other factors",
+        f"{title}: mean validation accuracy in %, over the other factors{note}",
     )
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(maps) :]:

@@ -122,7 +122,10 @@ def _draw(
         for a, b in itertools.combinations(strongest, 2)
     ]
     if maps:
-        plots.save(plots.heat_maps(maps, title), folder / "heatmaps.png")
+        pairs = len(levels) * (len(levels) - 1) // 2
+        note = f"\nthe {len(maps)} pairs of the strongest factors, of {pairs}"
+        shown = plots.heat_maps(maps, title, note if pairs > len(maps) else "")
+        plots.save(shown, folder / "heatmaps.png")
     joined = [row for network in points[0].rows for row in network]
     plots.save(plots.curves(joined, f"best: {points[0].label}"), folder / "best-curves.png")
 
