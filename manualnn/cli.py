@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 a bar that was asked for was missed, or a single run diver
 `--help` answers at once.
 """
 
+import math
 import os
 import signal
 import sys
@@ -202,13 +203,18 @@ def _newest_run() -> Path | None:
     """The run that --resume alone means: the newest that is not finished, else the newest."""
     from .find import runs_called
 
-    found = runs_called("", "config.toml")
+    found = [folder for folder in runs_called("", "config.toml") if not _is_sweep(folder)]
     open_ = [folder for folder in found if not (folder / "metrics.json").is_file()]
     if not found:
         return None
     which = "the newest unfinished run" if open_ else "the newest run; none is unfinished"
     print(f"note: --resume: {[*open_, *found][0]}, {which}", file=sys.stderr)
     return [*open_, *found][0]
+
+
+def _is_sweep(folder: Path) -> bool:
+    """Whether a sweep goes on with a run, which writes its table after training."""
+    return folder.name.rpartition("-sweep")[1] != "" or (folder / "sweep.json").is_file()
 
 
 @app.command("random-labels")
@@ -1343,13 +1349,16 @@ def _bar(run: "Run") -> Any:
 def _figure(records: "list[Record]", name: str, form: Callable[[float], str]) -> str | None:
     """A figure of an epoch: of several networks the range, the better end first; None where it was
     not measured."""
-    values = [value for record in records if (value := getattr(record, name)) is not None]
-    if not values:
+    measured = [value for record in records if (value := getattr(record, name)) is not None]
+    values = [value for value in measured if math.isfinite(value)]
+    if not measured:
         return None
+    if not values:
+        return "not finite"
     low, high = form(min(values)), form(max(values))
-    if low == high:
-        return low
-    return f"{low} to {high}" if name.endswith("loss") else f"{high} to {low}"
+    shown = f"{low} to {high}" if name.endswith("loss") else f"{high} to {low}"
+    lost = len(measured) - len(values)
+    return (low if low == high else shown) + (f" ({lost} not finite)" if lost else "")
 
 
 def _describe(records: "list[Record]") -> str:

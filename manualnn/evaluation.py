@@ -160,17 +160,18 @@ def evaluate_weights(
     loaded, network = _load(path, choose_device(device), activation)
     meta = loaded.meta
     part = "test" if split == "test" else "train"
+    cut = meta.get("split") or {}
+    swapped = cut.get("source") == "test" and data is None
     name, place = _data_place(data, data_dir, part, label, header, meta.get("label_column"))
     if name is None:
         name = meta.get("dataset") or "mnist"
-        own = _own_place(path, meta) if data_dir is None else None
+        needed = "test" if swapped else part
+        own = _own_place(path, meta, needed) if data_dir is None else None
         if isinstance(place, dict) and own is not None and not {"train", "test", "dir"} & {*place}:
             place = {**(own if isinstance(own, dict) else {"dir": str(own)}), **place}
         place = place or own
         if name != "csv" and (label or header):
             raise InputError(f"--{'label' if label else 'header'} is for CSV files, not {name}")
-    cut = meta.get("split") or {}
-    swapped = cut.get("source") == "test" and data is None
     if swapped and split == "test":
         raise InputError(
             f"{path} was trained on a split of {name}'s test images, so there is no test set left;"
@@ -350,14 +351,15 @@ def _training_images(name: str, place: Place, cut: dict[str, Any]) -> Tensor | R
     return _part(dataset, "train", cut)[0]
 
 
-def _own_place(path: Path, meta: dict[str, Any]) -> Place:
-    """Where the run that made a weights file had its data, if the file lies in its folder."""
+def _own_place(path: Path, meta: dict[str, Any], part: str) -> Place:
+    """Where the run that made a weights file had its data, if the file lies in its folder. Raises
+    InputError where `part` of them is no longer there."""
     for folder in (path.parent, path.parent.parent):
         if (folder / "config.toml").is_file():
             populations = run_config(folder).populations()
             own = [p for p in populations if any(r.label == meta.get("run") for r in p.replicas)]
             data = (own or populations)[0].config.data
-            check_there(data, folder)
+            check_there(data, folder, ("dir", part))
             return data.place
     return None
 

@@ -104,14 +104,17 @@ def _by_setting(axes: "Axes", networks: Networks, measure: str, train_label: str
     data (without any, the first), and the others in grey behind them."""
     seeds = len({seed for _, seed in networks}) > 1
     part = "valid" if any(_points(n, "valid", measure) for n in networks.values()) else "test"
-    ranked = list(networks)
-    if part == "valid":
-        ranked.sort(
-            key=lambda key: -(_points(networks[key], "valid", "accuracy") or [(0, 0)])[-1][1]
-        )
-    colored = {key: f"C{number}" for number, key in enumerate(ranked[: max(BEST, 1)])}
-    if len(networks) <= 10:
-        colored = {key: f"C{number}" for number, key in enumerate(networks)}
+    last = max(row["epoch"] for network in networks.values() for row in network)
+    runs = list(dict.fromkeys(run for run, _ in networks))  # the seeds of one share its colour
+    chosen = runs
+    if len(runs) > 10 and part == "valid":
+        of = {run: [n for (r, _), n in networks.items() if r == run] for run in runs}
+        chosen = sorted(runs, key=lambda run: _rank(of[run], last))[:BEST]
+    elif len(runs) > 10:
+        chosen = runs[:BEST]
+    places = {run: number for number, run in enumerate(chosen)}
+    colored = {key: f"C{places[key[0]]}" for key in networks if key[0] in places}
+    colored = dict(sorted(colored.items(), key=lambda item: places[item[0][0]]))
     grey = [key for key in networks if key not in colored]
     for key in (*grey, *colored):
         (run, seed), network = key, networks[key]
@@ -126,10 +129,19 @@ def _by_setting(axes: "Axes", networks: Networks, measure: str, train_label: str
                 axes.plot(x, y, style, color=color, linewidth=width, label=label, marker=marker)
     other = NAMES[part] if part == "valid" else "test"
     which = "best" if part == "valid" else "first"
-    rest = f"\nthe {which} {len(colored)} of {len(networks)}, the others grey" if grey else ""
+    rest = f"\nthe {which} {len(chosen)} of {len(runs)}, the others grey" if grey else ""
     said = f"solid: {other}, dotted: {train_label}, averages over the epoch{rest}"
     axes.set_title(said, fontsize=9)
     _cut_off_explosions(axes, measure)
+
+
+def _rank(group: Sequence[Sequence[dict[str, Any]]], last: int) -> tuple[bool, float, float]:
+    """What sorts the better first: trained to the end, the higher accuracy, the lower loss."""
+    accuracy = _last_accuracy(group, "valid")
+    losses = [points[-1][1] for network in group if (points := _points(network, "valid", "loss"))]
+    finite = [loss for loss in losses if np.isfinite(loss)]
+    ended = min(network[-1]["epoch"] for network in group) < last
+    return ended, -accuracy, float(np.mean(finite)) if finite else float("inf")
 
 
 def _cut_off_explosions(axes: "Axes", measure: str) -> None:
@@ -468,7 +480,7 @@ def image_grid(
 ) -> "Figure":
     """Images (n, H, W) or (n, C, H, W) under their captions."""
     rows = max(1, -(-len(images) // columns))
-    figure = _figure(1.35 * columns, 1.75 * rows + 0.5, title)
+    figure = _figure(1.35 * columns, 1.08 * (1.6 * rows - 0.3) + 0.45, title)
     axes = figure.subplots()  # one for all: to lay out one for each would take a second
     axes.axis("off")
     for i, (image, caption) in enumerate(zip(images, captions, strict=False)):
@@ -476,7 +488,7 @@ def image_grid(
         height, width = (size / max(image.shape[-2:]) for size in image.shape[-2:])
         draw_image(axes, image, (left, left + width, top - height, top))
         axes.text(left + 0.5, top + 0.05, literal(caption), ha="center", va="bottom", fontsize=8)
-    axes.set(xlim=(-0.1, 1.25 * columns - 0.15), ylim=(-1.6 * (rows - 1) - 1.05, 0.45))
+    axes.set(xlim=(-0.1, 1.25 * columns - 0.15), ylim=(-1.6 * (rows - 1) - 1.05, 0.25))
     return figure
 
 

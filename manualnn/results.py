@@ -65,11 +65,12 @@ def by_label(networks: Sequence[Trained]) -> dict[str, list[Trained]]:
 
 
 def mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation of the values that were measured; None without enough."""
+    """Mean and sample standard deviation of the values that were measured; None without enough, or
+    the deviation of values that are not finite."""
     known = [value for value in values if value is not None]
     return (
         statistics.fmean(known) if known else None,
-        statistics.stdev(known) if len(known) > 1 else None,
+        statistics.stdev(known) if len(known) > 1 and all(map(math.isfinite, known)) else None,
     )
 
 

@@ -140,7 +140,8 @@ def read_points(folder: Path, config: Config) -> list[Point]:
         _point(run.label, {names[k]: value for k, value in point.items()}, networks[run.label])
         for run, point in zip(runs, config.points(), strict=True)
     ]
-    return sorted(points, key=order)
+    trained = list(networks)  # of equals the one that was trained first, as in `best_network`
+    return sorted(points, key=lambda point: (order(point), trained.index(point.label)))
 
 
 def order(point: Point) -> tuple[bool, float, float]:

@@ -39,6 +39,26 @@ def test_of_many_networks_the_best_have_colours_and_the_others_are_grey(tmp_path
     assert all(line.get_color() != "0.8" for line in plots.curves(rows(9), "few").axes[0].lines)
 
 
+def test_the_seeds_of_a_setting_share_its_colour():
+    drawn = [row for run in "ab" for seed in range(3) for row in history(run, [0.1, 0.5], seed)]
+    lines = plots.curves(drawn, "t").axes[0].lines
+    colours = {
+        line.get_label()[0]: line.get_color() for line in lines if line.get_label()[0] in "ab"
+    }
+    assert colours == {"a": "C0", "b": "C1"}
+    assert {line.get_color() for line in lines} == {"C0", "C1"}
+
+
+def test_a_network_that_stopped_is_not_among_the_best():
+    stopped = history("stopped", [0.99])
+    titles = [
+        line.get_label()
+        for line in plots.curves(stopped + rows(20), "t").axes[0].lines
+        if not line.get_label().startswith("_")
+    ]
+    assert "stopped" not in titles and "net 19" in titles
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 7, 23, 50])
 def test_the_last_epoch_has_a_tick(epochs):
     for axes in plots.curves(rows(2, epochs), "ticks").axes:
@@ -79,9 +99,9 @@ def test_the_title_of_images_is_near_them(tmp_path):
     figure = plots.image_grid(np.zeros((32, 1, 28, 28)), ["a"] * 32, "near")
     figure.draw_without_rendering()
     [axes] = figure.axes
-    low, high = axes.get_ylim()
-    assert high - 0.05 < 0.5 and low > -1.6 * 4 + 0.5
-    assert figure.get_suptitle() == "near"
+    title = figure._suptitle.get_window_extent()
+    gap = title.y0 - max(text.get_window_extent().y1 for text in axes.texts)
+    assert 0 < gap < 2 * title.height
 
 
 def record(loss, accuracy, valid=None, label="a"):
@@ -93,6 +113,11 @@ def test_progress_of_several_networks_is_a_range_and_no_mean():
     assert "loss 0.1000 to 1083.7990" in line and "541" not in line
     assert "accuracy 90.00 % to 10.00 %" in line and "validation 80.00 % to 20.00 %" in line
     assert "(2 networks, best to worst)" in line
+    for some in (
+        [record(0.1, 0.9), record(math.nan, 0.1)],
+        [record(math.nan, 0.1), record(0.1, 0.9)],
+    ):
+        assert "loss 0.1000 (1 not finite)  accuracy 90.00 % to 10.00 %" in cli._describe(some)
     single = cli._describe([record(0.1, 0.9)])
     assert single == "epoch   3  loss 0.1000  accuracy 90.00 %  0.50 s"
 

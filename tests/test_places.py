@@ -108,3 +108,41 @@ def test_resume_alone_takes_the_newest_unfinished_run(folder, run, tmp_path, mon
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
         "finished", "newer-of-another-config", "older",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A folder with tables, and a function that trains on them into a folder."""
+    (tmp_path / "work" / "csv").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    for part, count in (("train", 60), ("test", 30)):
+        write_table(Path("csv") / f"{part}.csv", count)
+
+    def train(out, *sets, **flags):
+        sets = ["train.epochs=1", "data.valid=9", "model.layers=[['linear', 'classes']]", *sets]
+        run = Run(load_config("fashion-nn", sets, {"data.name": "csv", **flags}), Path(out), "cpu")
+        for _ in run.train():
+            pass
+        return run
+
+    return train
+
+
+def test_a_run_called_as_its_data(small):
+    run = small("runs/csv", **{"data.dir": "csv"})
+    assert evaluate_weights(run.folder).evaluation.accuracy == run.metrics["test_accuracy"]
+
+
+def test_other_data_beside_the_run_are_not_taken(small, tmp_path):
+    (tmp_path / "results" / "csv").mkdir(parents=True)
+    write_table(tmp_path / "results" / "csv" / "test.csv", 6)
+    run = small("../results/a", **{"data.dir": "csv"})
+    assert len(evaluate_weights(run.folder).evaluation.targets) == 30
+    assert len(evaluate_weights(tmp_path / "results" / "a").evaluation.targets) == 30
+
+
+def test_a_test_file_alone_is_enough_to_evaluate(small):
+    flags = {"data.dir": None, "data.train": "csv/train.csv", "data.test": "csv/test.csv"}
+    run = small("runs/a", **flags)
+    Path("csv/train.csv").unlink()
+    assert evaluate_weights(run.folder).evaluation.accuracy == run.metrics["test_accuracy"]

@@ -38,6 +38,8 @@ def rows(*figures):
         # the mean over seeds decides, then the best of them
         ([("a", 0.95, 1.0), ("b", 0.90, 1.0), ("a", 0.80, 1.0), ("b", 0.91, 1.0)], 3),
         ([("a", 0.5, None), ("b", 0.5, 3.0)], 1),
+        # a loss that overflows, though the weights are finite
+        ([("a", 0.5, float("inf")), ("a", 0.5, 0.2)], 1),
     ],
 )
 def test_the_best_network(figures, best):
