@@ -78,12 +78,6 @@ def test_curves_say_what_training_figures_are_and_what_is_cut_off():
     assert "cut off" not in compared.axes[0].get_title()
 
 
-def test_a_heat_map_says_which_pairs_it_leaves_out(tmp_path):
-    cells = [[0.5, 0.6], [0.7, 0.8]]
-    figure = plots.heat_maps([("a", "b", cells, "01", "01")], "t", "\nthe 6 pairs of 15")
-    assert "the 6 pairs of 15" in figure.get_suptitle()
-
-
 def test_a_panel_with_a_linear_axis_is_called_after_that_axis():
     network = {"samples": 8, "corruption": 1.0, "run": "r", "rows": history("r", [0.5] * 40)}
     for row in network["rows"]:

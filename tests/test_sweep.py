@@ -261,12 +261,18 @@ def test_heat_maps_are_of_the_factors_that_matter_most(config, monkeypatch, tmp_
         name: [{"value": v, "mean": 0.5 + v * size, "std": 0, "best": 1} for v in (0, 1)]
         for name, size in zip(names, (0.01, 0.5, 0.4, 0.3, 0.2), strict=True)
     }
-    drawn = []
+    drawn, notes = [], []
+
+    def heat_maps(maps, _, note):
+        drawn.extend(maps)
+        notes.append(note)
+
     for name in ("save", "marginals", "curves"):
         monkeypatch.setattr(sweep.plots, name, lambda *_: None)
-    monkeypatch.setattr(sweep.plots, "heat_maps", lambda maps, _: drawn.extend(maps))
+    monkeypatch.setattr(sweep.plots, "heat_maps", heat_maps)
     sweep._draw(tmp_path, config, points, margins, {name: [0, 1] for name in margins})
     assert [a + b for a, b, *_ in drawn] == ["bc", "bd", "be", "cd", "ce", "de"]
+    assert notes == ["\nthe 6 pairs of the strongest factors, of 10"]
 
 
 def test_retraining_with_early_stopping_keeps_the_validation_part(run, folder, tmp_path):
