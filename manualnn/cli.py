@@ -1426,8 +1426,11 @@ def _require(metrics: dict[str, Any], bar: float | None) -> None:
         print(f"error: {metrics['ended'] or every}", file=sys.stderr)
         raise typer.Exit(1)
     if bar is not None and (metrics["test_accuracy"] is None or metrics["test_accuracy"] < bar):
-        reached = _percent(metrics["test_accuracy"])
-        print(f"error: test accuracy {reached} is below {_percent(bar)}", file=sys.stderr)
+        if metrics["test_accuracy"] is None:
+            said = "there is no test accuracy to compare with --require-accuracy"
+        else:
+            said = f"test accuracy {_percent(metrics['test_accuracy'])} is below {_percent(bar)}"
+        print(f"error: {said}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -337,6 +337,8 @@ def draw_memorisation(
         axes.set_title(f"loss on a {kind} axis{styles}", fontsize=10)
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
+        if not long:
+            _tick_the_last(axes)
         _frame(axes)
 
 
