@@ -44,9 +44,10 @@ class Saver:
 
     def _write(self, copied: io.BytesIO, then: Callable[[], None]) -> None:
         with replacing(self.folder / LAST, self.folder / PREVIOUS) as temporary:
-            temporary.write_bytes(copied.getvalue())  # no view, which a failure would keep alive
+            content = copied.getvalue()  # no view, which a failure would keep alive
+            temporary.write_bytes(content)
             # By the reader's rules, before it takes the place of one that can be read.
-            found = scan(temporary, "checkpoint")
+            found = scan(temporary, "checkpoint", content)
             if found.problem or found.unsafe:
                 raise OSError(f"its checkpoint would be refused: {found.problem or found.unsafe}")
         then()

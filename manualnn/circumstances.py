@@ -42,17 +42,25 @@ def digest(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def data_digest(dataset: Dataset, parts: tuple[str, ...] = ("train", "test")) -> str:
+def data_digest(dataset: Dataset) -> str:
     """SHA-256 of the examples of a data set, with their types, shapes and order."""
-    found = hashlib.sha256()
-    for examples in (getattr(dataset, part) for part in parts):
+    return list(data_digests(dataset).values())[-1]
+
+
+def data_digests(dataset: Dataset) -> dict[str, str]:
+    """For each part of a data set that there is, in order, the SHA-256 of it and those before."""
+    found, digests = hashlib.sha256(), dict[str, str]()
+    for part in ("train", "test"):
+        examples = getattr(dataset, part)
         for tensor in (examples.images, examples.labels) if examples else ():
             if isinstance(tensor, Rows):  # whose checksums are known
                 found.update(tensor.digest().encode())
                 continue
             found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
             found.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        if examples:
+            digests[part] = found.hexdigest()
+    return digests
 
 
 def _processor() -> str:

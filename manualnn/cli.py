@@ -214,7 +214,7 @@ def _newest_run() -> Path | None:
 
 def _is_sweep(folder: Path) -> bool:
     """Whether a sweep goes on with a run, which writes its table after training."""
-    return folder.name.rpartition("-sweep")[1] != "" or (folder / "sweep.json").is_file()
+    return "-sweep" in folder.name or (folder / "sweep.json").is_file()
 
 
 @app.command("random-labels")
@@ -405,16 +405,10 @@ def _found(
     header: str | None = None,
 ) -> "tuple[str, str | dict[str, str] | None]":
     """The name of a data set that is given as NAME|PATH, and its place; of a file as that part."""
-    from .config import data_flags, data_place
+    from .config import data_source
 
-    flags = data_flags(source, data_dir)
-    name, file = str(flags["data.name"]), flags.get("data.train")
-    if name != "csv" and (label or header):
-        raise InputError(f"--{'label' if label else 'header'} is for CSV files, not {source}")
-    place = data_place(
-        flags.get("data.dir"), **({part: file} if file else {}), label=label, header=header
-    )
-    return name, place
+    name, place = data_source(source, data_dir, part, label, header)
+    return str(name), place
 
 
 data_app = typer.Typer(no_args_is_help=True, help="Data sets as files.")

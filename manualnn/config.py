@@ -437,7 +437,7 @@ def data_place(
     asked = {key: str(x) for key, x in (("label", label), ("header", header)) if x is not None}
     if asked and folder is not None:
         files["dir"] = folder
-    return files | asked if files else folder
+    return files | asked if files or asked else folder
 
 
 def data_flags(
@@ -447,6 +447,29 @@ def data_flags(
     file to train on, or a folder of CSV, idx or shard files. Raises InputError."""
     read = {"data.label": label, "data.header": header}
     return _data_flags(value, data_dir) | {key: x for key, x in read.items() if x is not None}
+
+
+def data_source(
+    value: str | None,
+    data_dir: str | None,
+    part: str,
+    label: str | None = None,
+    header: str | None = None,
+) -> tuple[str | None, str | dict[str, str] | None]:
+    """The data set's name (None: not given) and its place, as `data.load` takes it, that the flags
+    of `data_flags` mean for one part. Raises InputError."""
+    flags = data_flags(value, data_dir)
+    name, file = flags["data.name"], flags.get("data.train")
+    if name is not None:
+        check_table_flags(name, str(value), label, header)
+    files = {part: file} if file else {}
+    return name, data_place(flags.get("data.dir"), **files, label=label, header=header)
+
+
+def check_table_flags(name: str, shown: str, label: str | None, header: str | None) -> None:
+    """Raise InputError where --label or --header is given for data that are no CSV files."""
+    if name != "csv" and (label or header):
+        raise InputError(f"--{'label' if label else 'header'} is for CSV files, not {shown}")
 
 
 def _data_flags(value: str | None, data_dir: str | None) -> dict[str, str | None]:

@@ -1,5 +1,8 @@
-"""The one exception that stands for bad input, and the hint that names the nearest valid name."""
+"""The one exception that stands for bad input, the hint that names the nearest valid name, and
+notes on what was made of an input.
+"""
 
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -25,6 +28,11 @@ class InputError(ValueError):
 def printable(text: str) -> str:
     """`text` with what is no printable character escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def note(text: str) -> None:
+    """Say on stderr what was read or done otherwise than a reader may expect."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def hint(name: str, valid: Iterable[str]) -> str:

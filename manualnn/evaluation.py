@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import distributed, plots
-from .config import Population, data_flags, data_place, load_config
+from .config import Population, check_table_flags, data_source, load_config
 from .data import (
     Asked,
     Dataset,
@@ -170,8 +170,7 @@ def evaluate_weights(
         if isinstance(place, dict) and own is not None and not {"train", "test", "dir"} & {*place}:
             place = {**(own if isinstance(own, dict) else {"dir": str(own)}), **place}
         place = place or own
-        if name != "csv" and (label or header):
-            raise InputError(f"--{'label' if label else 'header'} is for CSV files, not {name}")
+        check_table_flags(name, name, label, header)
     if swapped and split == "test":
         raise InputError(
             f"{path} was trained on a split of {name}'s test images, so there is no test set left;"
@@ -312,16 +311,11 @@ def _data_place(
 ) -> tuple[str | None, Place]:
     """The data set's name and place that `--data NAME|PATH`, `--data-dir`, `--label` and `--header`
     mean for one part; `trained` is the label's column of the training data."""
-    flags = data_flags(data, str(data_dir) if data_dir is not None else None)
-    name, file = flags["data.name"], flags.get("data.train")
-    if name not in ("csv", None) and (label or header):
-        raise InputError(f"--{'label' if label else 'header'} is for CSV files, not {name}")
-    place = data_place(flags.get("data.dir"), **({part: file} if file else {}))
-    words = {"label": label, "header": header, "trained": trained}
-    asked = {key: word for key, word in words.items() if word is not None}
-    if asked and name in ("csv", None):
+    folder = str(data_dir) if data_dir is not None else None
+    name, place = data_source(data, folder, part, label, header)
+    if trained is not None and name in ("csv", None):
         given = place if isinstance(place, dict) else {"dir": place} if place else {}
-        place = given | asked
+        place = given | {"trained": trained}
     return name, place
 
 

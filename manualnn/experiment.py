@@ -19,7 +19,7 @@ from filelock import FileLock
 from . import checkpoint, distributed, plots
 from . import config as configs
 from .checkpoint import LAST, PREVIOUS
-from .circumstances import circumstances, data_digest, digest
+from .circumstances import circumstances, data_digests, digest
 from .config import Config, Population, load_config, parse_config
 from .data import Dataset, Prepared, load, load_source, prepare, relabel
 from .data.labels import label_names
@@ -85,8 +85,7 @@ def build(
         name = f"{config.name}, run {config.label!r}" if config.label else config.name
         raise InputError(f"{name}: {error}") from None
     except (MemoryError, RuntimeError) as error:
-        large = ("alloc", "overflow", "out of memory", "Invalid dimension")
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in large):
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):
             raise
         raise InputError(f"{config.name}: the networks do not fit into memory ({error})") from None
     return training, dataset
@@ -218,8 +217,7 @@ class Run:
         self.seconds, self.samples = 0.0, 0
         self.sizes: list[list[int]] = []  # of each population the numbers of networks at once
         self.data_digests: list[str] = []
-        self._digested: tuple[Dataset, str] | None = None
-        self._part_digests: dict[str, str] = {}  # of the current data set's parts
+        self._digested: tuple[Dataset, dict[str, str]] | None = None
         self._held: FileLock | None = None
         found = distributed.on_main(self._last_checkpoint) if held else None
         state = distributed.together(lambda: self._restore(*found)) if found else None
@@ -361,7 +359,7 @@ class Run:
         self._saved_step = training.step_number
         state = {name: getattr(self, name) for name in _BEFORE} | {"name": self.config.name}
         state |= {"config": self._digest, "training": training.state()}
-        state["data"] = self._digest_parts()
+        state["data"] = self._data_digests()
         if not distributed.is_main():
             return
         state["finished"] = [vars(record) for record in self.finished]
@@ -437,17 +435,12 @@ class Run:
     def _check_data(self) -> None:
         """Raise InputError where the data are not those that the run was interrupted on."""
         for part, before in self._data_before.items():
-            if self._digest_parts().get(part) != before:
+            if self._data_digests().get(part) != before:
                 where = self.dataset.files.get(part, self.dataset.where)
                 raise InputError(
                     f"{where}: the {part} examples have changed since this run was interrupted;"
                     f" bring them back, or start anew with another --out than {self.folder}"
                 )
-
-    def _digest_parts(self) -> dict[str, str]:
-        """The digest of each part of the current data set, computed once."""
-        self._data_digest()
-        return self._part_digests
 
     def _resume(self, state: dict[str, Any]) -> None:
         try:
@@ -513,13 +506,15 @@ class Run:
         self.samples += training.epoch_samples * len(training.replicas) * training.epoch
         self.number += 1
 
-    def _data_digest(self) -> str:
-        """The current data set's, computed once."""
+    def _data_digests(self) -> dict[str, str]:
+        """The current data set's, as `data_digests` gives them, computed once."""
         if self._digested is None or self._digested[0] is not self.dataset:
-            self._digested = self.dataset, data_digest(self.dataset)
-            parts = [part for part in ("train", "test") if getattr(self.dataset, part) is not None]
-            self._part_digests = {part: data_digest(self.dataset, (part,)) for part in parts}
+            self._digested = self.dataset, data_digests(self.dataset)
         return self._digested[1]
+
+    def _data_digest(self) -> str:
+        """That of the whole current data set."""
+        return list(self._data_digests().values())[-1]
 
     def note_data(self) -> None:
         """Put the current data set's digest into the list, unless it is there."""

@@ -3,11 +3,10 @@
 One rule for every command; where a bare name was given, the file is said on stderr.
 """
 
-import sys
 from contextlib import suppress
 from pathlib import Path
 
-from .errors import InputError, hint
+from .errors import InputError, hint, note
 from .files import find_shipped, shipped
 
 RUNS = Path("runs")
@@ -31,12 +30,12 @@ def find_weights(name: Path | str) -> Path:
     if path.name == str(name) and (newest := newest_run(path.name, WEIGHTS)):
         also = (shipped("weights") / f"{name}.pkl").is_file()
         other = f" ({SHIPPED}{name} is the one of the package)" if also else ""
-        _say(f"{name} is the run {newest / WEIGHTS}{other}")
+        note(f"{name} is the run {newest / WEIGHTS}{other}")
         return newest / WEIGHTS
     if path.is_dir():
         raise InputError(f"{path}: the folder holds no {WEIGHTS}; is the run finished?")
     found = _shipped(name)
-    _say(f"{name} is the network of the package, {found}")
+    note(f"{name} is the network of the package, {found}")
     return found
 
 
@@ -92,7 +91,3 @@ def _shipped(name: Path | str) -> Path:
         f"no weights file {str(name)!r}: neither a file, nor a run, nor shipped;"
         f" {hint(Path(name).stem, names)}"
     )
-
-
-def _say(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)

@@ -11,20 +11,15 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from .checklist import Check, check_mnist, check_names, check_report, check_sweeps
 from .config import Config, load_config
 from .errors import InputError
 from .files import PACKAGE, replacing, writing
 from .find import RUNS, runs_called
-from .pages import save_pages
-from .report import class_names_of, draw
+from .report import Options, class_names_of, write
 from .results import best_of, by_label, read_run
 from .sweep import write_predictions
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 EXERCISES = {
     "mnist": ("mnist-mlp", "mnist-random-labels"),
@@ -85,20 +80,20 @@ def hand_in(
     if not re.fullmatch(r"\w+", identity, re.ASCII):
         raise InputError(f"--id {identity}: letters, digits and _ only; it becomes part of names")
     folders = choose(exercise, [Path(run) for run in runs])
-    write = _mnist if exercise == "mnist" else _fashion
+    collect = _mnist if exercise == "mnist" else _fashion
     name = f"{'hw1_' if exercise == 'mnist' else ''}{identity}.zip"
     path = out or Path(name)
-    options = {
-        "author": author or identity.replace("_", ", "),
-        "notes": notes,
-        "title": title,
-        "class_names": class_names,
-        "derivation": True,
-        "derivation_page": derivation_page,
-        "data_dir": data_dir,
-    }
+    options = Options(
+        author or identity.replace("_", ", "),
+        notes,
+        derivation=True,
+        title=title,
+        class_names=tuple(class_names),
+        derivation_page=derivation_page,
+        data_dir=data_dir,
+    )
     with tempfile.TemporaryDirectory() as temporary:
-        files, pages = write(identity, folders, options, Path(temporary))
+        files, pages = collect(identity, folders, options, Path(temporary))
         checks = list(check_mnist(folders) if exercise == "mnist" else check_sweeps(folders))
         names = []
         if exercise == "fashion":
@@ -169,7 +164,7 @@ data/MNIST/raw, else those packed."""
 
 
 def _mnist(
-    identity: str, folders: list[Path], options: dict[str, Any], temporary: Path
+    identity: str, folders: list[Path], options: Options, temporary: Path
 ) -> tuple[Files, int]:
     """The files of the exercise without the package, and how many pages the report has."""
     names = {"ID": f"hw1_{identity}", "PLACES": PLACES}
@@ -183,24 +178,16 @@ def _mnist(
     files[f"{names['ID']}_eval.py"] = _fill(SCRIPTS["eval"], names)
     files[f"{names['ID']}_weights.pkl"] = folders[0] / "weights.pkl"
     files["README.txt"] = _fill(SCRIPTS["readme"], names)
-    pages = draw(folders, **options)
-    files[f"{names['ID']}_report.pdf"] = _saved(pages, temporary, folders, options)
-    return files, len(pages)
-
-
-def _saved(
-    pages: "list[Figure]", temporary: Path, folders: list[Path], options: dict[str, Any]
-) -> Path:
-    title = options["title"] or folders[0].resolve().name
-    save_pages(pages, temporary / "report.pdf", title, options["author"])
-    return temporary / "report.pdf"
+    pdf = temporary / "report.pdf"
+    files[f"{names['ID']}_report.pdf"] = pdf
+    return files, write(folders, pdf, options)
 
 
 def _fashion(
-    identity: str, folders: list[Path], options: dict[str, Any], temporary: Path
+    identity: str, folders: list[Path], options: Options, temporary: Path
 ) -> tuple[Files, int]:
     """As `_mnist`, of the other exercise."""
-    configs = [_single(folder, options["data_dir"]) for folder in folders]
+    configs = [_single(folder, options.data_dir) for folder in folders]
     for folder, config in zip(folders, configs, strict=True):
         if config.data.name != "csv":
             raise InputError(f"{folder}: not trained on CSV files, which the exercise asks for")
@@ -209,8 +196,9 @@ def _fashion(
         "README.txt": _fill(SCRIPTS["fashion"], {}),
         "train.py": _fill(SCRIPTS["fashion_train"], {}),
     }
-    pages = draw(folders, preface=commands, **options)
-    files[f"{identity}_report.pdf"] = _saved(pages, temporary, folders, options)
+    pdf = temporary / "report.pdf"
+    files[f"{identity}_report.pdf"] = pdf
+    pages = write(folders, pdf, replace(options, preface=commands))
     for folder, config, name in zip(folders, configs, ("lr", "NN"), strict=True):
         predictions = write_predictions(folder, config.data)
         if predictions is None:
@@ -218,7 +206,7 @@ def _fashion(
         files[f"{name}_pred.csv"] = predictions
         files[f"{name}.toml"] = _portable(config).to_toml()
         files[f"{name}_weights.pkl"] = folder / "weights.pkl"
-    return files, len(pages)
+    return files, pages
 
 
 def _single(folder: Path, data_dir: Path | str | None = None) -> Config:

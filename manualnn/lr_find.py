@@ -55,8 +55,8 @@ def find(
     batches = list(itertools.islice(_batches(training), steps))
     # Sums over each piece by itself: as a difference of running totals a small one is rounded away
     # once a large loss is in them.
-    last = steps - steps // 4
-    pieces = [0, 1, *range(1 + max(1, steps // 8), last, max(1, steps // 8)), last, steps]
+    last, each = steps - steps // 4, max(1, steps // 8)
+    pieces = [0, 1, *range(1 + each, last, each), last, steps]
     means = []
     for first, end in itertools.pairwise(sorted(set(pieces))):
         training.clear_totals()

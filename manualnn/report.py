@@ -61,6 +61,20 @@ LAYOUTS = (
 )
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a report has besides its runs: see `report`."""
+
+    author: str = ""
+    notes: Path | None = None
+    derivation: bool = False
+    preface: str = ""
+    title: str = ""
+    class_names: tuple[str, ...] = ()
+    derivation_page: bool = False
+    data_dir: Path | str | None = None
+
+
 def report(
     folders: Sequence[Path | str],
     out: Path | str | None = None,
@@ -84,56 +98,38 @@ def report(
     """
     runs = [Path(folder) for folder in folders]
     path = Path(out) if out is not None else runs[0] / "report.pdf"
-    text = Path(notes) if notes is not None else None
-    pages = draw(
-        runs, author, text, derivation, preface, title, class_names, derivation_page, data_dir
-    )
-    save_pages(pages, path, title or printable(runs[0].resolve().name), author)
+    text, names = Path(notes) if notes is not None else None, tuple(class_names)
+    options = Options(author, text, derivation, preface, title, names, derivation_page, data_dir)
+    write(runs, path, options)
     return path
 
 
-def draw(
-    folders: Sequence[Path],
-    author: str = "",
-    notes: Path | None = None,
-    derivation: bool = False,
-    preface: str = "",
-    title: str = "",
-    class_names: Sequence[str] = (),
-    derivation_page: bool = False,
-    data_dir: Path | str | None = None,
-) -> "list[Figure]":
-    """The pages of `report`."""
+def write(folders: Sequence[Path], path: Path, options: Options) -> int:
+    """Write a report to `path`; the number of its pages."""
     import matplotlib
 
     if not 1 <= len(folders) <= 2:
         raise InputError(f"a report has one or two runs on two pages, not {len(folders)}")
-    if derivation and derivation_page:
-        derivation = False  # which the page says at length
     with matplotlib.rc_context(STYLE):
-        pages = _pages(folders, author, notes, preface, derivation, title, class_names, data_dir)
-        return [*pages, deriving.page()] if derivation_page else pages
+        pages = draw(folders, options)
+        pages += [deriving.page()] if options.derivation_page else []
+    title = options.title or printable(folders[0].resolve().name)
+    save_pages(pages, path, title, options.author)
+    return len(pages)
 
 
-def _pages(
-    folders: Sequence[Path],
-    author: str,
-    notes: Path | None,
-    preface: str = "",
-    derivation: bool = False,
-    title: str = "",
-    class_names: Sequence[str] = (),
-    data_dir: Path | str | None = None,
-) -> "list[Figure]":
+def draw(folders: Sequence[Path], options: Options) -> "list[Figure]":
     """A page for each run; the text where there is room, else on a page of its own. Where all does
-    not fit it is drawn smaller."""
-    runs = [_Run(folder, tuple(class_names), data_dir) for folder in folders]
-    text = preface + (_read(notes) if notes else "")
+    not fit it is drawn smaller. The derivation that has a page more is not among them."""
+    notes = options.notes
+    runs = [_Run(folder, options.class_names, options.data_dir) for folder in folders]
+    text = options.preface + (_read(notes) if notes else "")
+    short = options.derivation and not options.derivation_page
     for layout in LAYOUTS:
         blocks = markdown.blocks(text, layout.size) if text else []
-        derived = deriving.short(layout.size) if derivation else []
+        derived = deriving.short(layout.size) if short else []
         try:
-            return _compose(runs, author, title, layout, derived, blocks)
+            return _compose(runs, options.author, options.title, layout, derived, blocks)
         except _FullError as full:
             room = full
     lines = int(height_of(blocks) / (markdown.LINE * 8 / 72))

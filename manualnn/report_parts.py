@@ -14,7 +14,7 @@ from .layers import ChannelsLast, Conv2d, Dropout, Flatten, Layer, Linear, MaxPo
 from .network import Network
 from .pages import GREY, INSIDE, MARGIN, TOP, draw_text, heading, panel, stack
 from .random_labels import read_networks
-from .results import Trained, by_label, mean_and_std, rank_of, read_run
+from .results import Trained, by_label, mean_and_std, rank, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -193,13 +193,11 @@ def ranked(networks: Sequence[Trained]) -> list[tuple[str, list[Trained]]]:
     """The networks that differ in their seed alone, under their label, the best first: by the
     rule of `best_network`, in which the test set has no part."""
 
-    def rank(item: tuple[str, list[Trained]]) -> tuple[bool, bool, float, float]:
+    def order(item: tuple[str, list[Trained]]) -> tuple[bool, bool, float, float]:
         alive = [n.figures for n in item[1] if not n.figures["diverged"]]
-        accuracy, _ = mean_and_std([figures["valid_accuracy"] for figures in alive])
-        loss, _ = mean_and_std([figures["valid_loss"] for figures in alive])
-        return not alive, *rank_of(accuracy, loss)
+        return not alive, *rank(alive)
 
-    return sorted(by_label(networks).items(), key=rank)
+    return sorted(by_label(networks).items(), key=order)
 
 
 def short_names(groups: Sequence[tuple[str, list[Trained]]]) -> list[str]:

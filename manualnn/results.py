@@ -82,18 +82,19 @@ def best_network(runs: Sequence[dict[str, Any]]) -> int:
     then the first. Networks that differ in their seed alone are first compared by their means. The
     test set has no part in it; without validation data the first is taken.
     """
+    alive = [r for r, run in enumerate(runs) if not run["diverged"]]
     groups: dict[str, list[int]] = {}
-    for r, run in enumerate(runs):
-        if not run["diverged"] or all(other["diverged"] for other in runs):
-            groups.setdefault(run["run"], []).append(r)
+    for r in alive or range(len(runs)):
+        groups.setdefault(runs[r]["run"], []).append(r)
+    best = min(list(groups.values()), key=lambda group: rank([runs[r] for r in group]))
+    return min(best, key=lambda r: rank([runs[r]]))
 
-    def rank(of: list[int]) -> tuple[bool, float, float]:
-        accuracy, _ = mean_and_std([runs[r]["valid_accuracy"] for r in of])
-        loss, _ = mean_and_std([runs[r]["valid_loss"] for r in of])
-        return rank_of(accuracy, loss)
 
-    best = min(list(groups.values()), key=rank)
-    return min(best, key=lambda r: rank([r]))
+def rank(runs: Sequence[dict[str, Any]]) -> tuple[bool, float, float]:
+    """What sorts the better first of networks, each group those that differ in their seed alone."""
+    accuracy, _ = mean_and_std([run["valid_accuracy"] for run in runs])
+    loss, _ = mean_and_std([run["valid_loss"] for run in runs])
+    return rank_of(accuracy, loss)
 
 
 def rank_of(accuracy: float | None, loss: float | None) -> tuple[bool, float, float]:

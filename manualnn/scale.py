@@ -4,7 +4,6 @@ Only what is certain is rescaled, with a note; a mismatch that is certain, witho
 is an error. `--normalize` sets the scale by hand, as foreign weights need it.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from .data import DATASETS, Normalization, Rows
 from .data.ranges import LIGHT, Range
-from .errors import InputError
+from .errors import InputError, note
 from .network import Weights
 
 Raw = Tensor | Rows
@@ -57,7 +56,7 @@ def normalization_for(
         _say_foreign(weights, name, f"x / 255 of {where}" if pixels else f"{where} as it is")
         return Normalization("unit", 0.0, BYTE) if pixels else Normalization("none")
     if not stored:
-        _say(f"{name} has no normalization: {where} is taken as it is ({found}); see --normalize")
+        note(f"{name} has no normalization: {where} is taken as it is ({found}); see --normalize")
         return own
     trained = trained_range(weights.meta)
     return own if trained is None else _fitting(own, trained, found, weights, name, where)
@@ -101,7 +100,7 @@ def _fitting(
         if found.low < 0 or found.high > BYTE:
             raise InputError(f"{said}; give raw pixels, or say with --normalize how they are read")
         if found.is_unit and trained.is_light:
-            _say(f"{said}; taken as pixels / 255")
+            note(f"{said}; taken as pixels / 255")
             return scaled(own, 1 / BYTE)
         if 0 < found.high <= 1:  # 0 and 1 alone are black and white, or very dark
             raise InputError(f"{said}; {_remedy(own, 1 / white)} takes 1 as {white:g}")
@@ -112,7 +111,7 @@ def _fitting(
     beyond = max(trained.low - found.low, found.high - trained.high)
     narrow = not image and found.high - found.low < NARROW * width
     if beyond > MARGIN * width or (found.low < 0 <= trained.low) or narrow:
-        _say(f"{said}; is that the same scale? --normalize sets it")
+        note(f"{said}; is that the same scale? --normalize sets it")
     return own
 
 
@@ -121,7 +120,7 @@ def _say_foreign(weights: Weights, name: str, inputs: str) -> None:
     layers = [spec[0] for spec in weights.network.specs if spec[0] != "linear"]
     kind = f"a {layers[0]} network" if layers else "one linear layer"
     flags = "--activation and --normalize change that" if layers else "--normalize changes that"
-    _say(f"{name} is of other origin: read as {kind} on {inputs}; {flags}")
+    note(f"{name} is of other origin: read as {kind} on {inputs}; {flags}")
 
 
 def _asked(
@@ -146,7 +145,7 @@ def _asked(
         raise InputError(f"--normalize {normalize}: the deviation must be above 0, both finite")
     given = Normalization("standard", mean, std)
     if found.is_light and abs(mean) <= 1 and std <= 1:
-        _say(f"--normalize {normalize}: taken as those of pixels / 255, as {where} is {found}")
+        note(f"--normalize {normalize}: taken as those of pixels / 255, as {where} is {found}")
         return scaled(given, BYTE)
     if found.is_unit and mean > 1:
         raise InputError(
@@ -169,7 +168,3 @@ def _remedy(own: Normalization, factor: float) -> str:
     if isinstance(other.mean, list) or isinstance(other.std, list):
         return "rescaling the file"
     return f"--normalize {other.mean:.6g},{other.std:.6g}"
-
-
-def _say(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)

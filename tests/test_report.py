@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from manualnn import classes, derivation, load_config, markdown, train
 from manualnn.errors import InputError
 from manualnn.pages import new_page, stack
-from manualnn.report import _pages, report
+from manualnn.report import Options, draw, report
 from manualnn.report_parts import _mean, ranked
 from manualnn.results import Trained
 
@@ -25,6 +25,10 @@ LAYERS = [
     'model.layers=[["conv2d", 3, 3, {padding = 1}], ["relu"], ["max_pool2d", 2], ["linear", 5],'
     ' ["tanh"], ["dropout", 0.1], ["linear", "classes"]]',
 ]
+
+
+def _pages(folders, author, notes, **options):
+    return draw(folders, Options(author, notes, **options))
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Data sets as tensors: find the files, read them, split, normalise."""
 
 from .augment import Augment
-from .columns import Asked, find_columns
+from .columns import Asked
 from .conversion import convert
-from .csv_set import Place, are_features, asked_of, csv_files, take
+from .csv_set import Place, asked_of, csv_files
 from .export import export_csv
 from .generate import generate
 from .idx import read_idx
@@ -29,7 +29,6 @@ __all__ = [
     "ShardWriter",
     "Shards",
     "Streamed",
-    "are_features",
     "asked_of",
     "convert",
     "corrupt",
@@ -37,7 +36,6 @@ __all__ = [
     "epoch_order",
     "example_shape",
     "export_csv",
-    "find_columns",
     "generate",
     "load",
     "load_source",
@@ -49,6 +47,5 @@ __all__ = [
     "read_table",
     "relabel",
     "split",
-    "take",
     "verify_shards",
 ]

@@ -6,6 +6,7 @@ an error shows the first line and asks. Shapes: n examples looked at, M columns.
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +45,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Columns:
-    """Places of a table's columns, counted from 0: the label (None: there is none) and features.
-    An index is neither. `name` is what a reader calls the label's column."""
+    """Places of a table's columns, counted from 0: the label (None: there is none), the features,
+    and an index of the examples, which is neither. `name` is what a reader calls the label's."""
 
     label: int | None
     features: tuple[int, ...]
     name: str = ""
+    index: int | None = None
 
     @property
     def order(self) -> list[int]:
@@ -120,8 +122,7 @@ def _renamed(names: list[str]) -> bool:
 def find_columns(path: Path, header: list[str] | None, values: Tensor, asked: Asked) -> Columns:
     """The columns of a table with a label. `values` (n, M) are its examples, or the first of them.
     Raises InputError where it is in doubt."""
-    index = index_column(header, values)
-    rest = [i for i in range(values.shape[1]) if i != index]
+    index, rest = without_index(header, values)
     label, certain = _asked_label(path, header, rest, asked), True
     if label is None and header and asked.trained and asked.trained in header:
         label = header.index(asked.trained)
@@ -133,7 +134,8 @@ def find_columns(path: Path, header: list[str] | None, values: Tensor, asked: As
         label, certain = rest[0], False
     if label is None:
         raise InputError(f"{path}: holds no column but an index")
-    columns = Columns(label, tuple(i for i in rest if i != label), _called(header, label))
+    features = tuple(i for i in rest if i != label)
+    columns = Columns(label, features, _called(header, label), index)
     if not certain:
         _check_first(path, header, values, columns)
     return columns
@@ -166,7 +168,13 @@ def find_like(
     return None
 
 
-def index_column(header: list[str] | None, values: Tensor) -> int | None:
+def without_index(header: list[str] | None, values: Tensor) -> tuple[int | None, list[int]]:
+    """The column that counts the examples, if there is one, and the other columns."""
+    index = _index_column(header, values)
+    return index, [i for i in range(values.shape[1]) if i != index]
+
+
+def _index_column(header: list[str] | None, values: Tensor) -> int | None:
     """The column that counts the examples: unnamed or called an index, of distinct whole numbers in
     any order. Without a header it has to be the first, and 0 to n - 1 or 1 to n."""
     if values.shape[1] < 2:
@@ -183,6 +191,11 @@ def index_column(header: list[str] | None, values: Tensor) -> int | None:
             if bool((column == column.floor()).all()) and len(column.unique()) == len(column):
                 return i
     return None
+
+
+def has_label_name(names: Iterable[str]) -> bool:
+    """Whether one of the names is that of a label."""
+    return any(name.lower() in (*CERTAIN, *LIKELY) for name in names)
 
 
 def _asked_label(path: Path, header: list[str] | None, rest: list[int], asked: Asked) -> int | None:
@@ -229,7 +242,7 @@ def _check_first(path: Path, header: list[str] | None, values: Tensor, columns: 
     if last is None or len(values) < 2:
         return
     features = values[:, list(columns.features)]
-    image = is_square(len(columns.features)) and are_bytes(features)
+    image = side_of(len(columns.features)) > 0 and are_bytes(features)
     labels_first, labels_last = looks_like_labels(values[:, first]), _is_likely(values, last)
     if image and labels_first and (balanced(values[:, first]) or not labels_last):
         return
@@ -308,9 +321,10 @@ def _brief(fields: list[str]) -> str:
     return ",".join(field[:20] for field in short)
 
 
-def is_square(count: int) -> bool:
-    """Whether so many values can be the pixels of an image."""
-    return count >= 64 and math.isqrt(count) ** 2 == count
+def side_of(count: int) -> int:
+    """The side of a square image of `count` pixels; 0 where it is none."""
+    side = math.isqrt(count)
+    return side if side * side == count and side >= 8 else 0
 
 
 def are_bytes(features: Tensor) -> bool:

@@ -6,19 +6,18 @@ Shapes: N examples, M columns.
 import itertools
 import sys
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, hint
-from .columns import Asked, Columns, are_bytes
-from .csv_set import Place, asked_of, class_labels, columns_of, csv_files, side_of, take
+from .columns import Asked, Columns, are_bytes, side_of
+from .csv_set import Place, asked_of, class_labels, columns_of, csv_files, label_place, take
 from .idx import IdxFile, as_images, read_idx
 from .shards import SHARD_BYTES, ShardWriter
 from .sources import NAMES, check_labels, check_part, locate, name_classes
-from .table import Layout, Table, place, read_blocks
+from .table import Layout, read_blocks
 
 BYTES = 2**23  # of examples at a time
 NUMBERS = 2**20  # of a table at a time: their lines take many times as much
@@ -112,33 +111,24 @@ def _convert_csv(
     title = files["train"].absolute().parent.name if title == "train" else title
     with ShardWriter(folder, title, shape, dtype, None, shard_bytes) as writer:
         for part, (layout, columns, blocks) in tables.items():
-            label, path, found = columns.label, files[part], list[Tensor]()
-            assert label is not None
+            path, found = files[part], list[Tensor]()
+            where = label_place(path, layout, columns)
             for block in blocks:
-                found.append(block[:, label].clone())
+                found.append(block[:, columns.label].clone())
                 labels = found[-1].long()
                 if not (labels == found[-1]).all() or (labels < 0).any():
-                    _classes(found, path, layout, label, part)  # raises
+                    class_labels(torch.cat(found), path, where, part == "train")  # raises
                 features = take(block, columns)
                 if dtype == torch.uint8 and not (are_bytes(features) if side else _is_uint8(block)):
                     raise _OtherTypeError
                 writer.add(part, features.to(dtype).reshape(-1, *shape), labels)
-            own = _classes(found, path, layout, label, part)
+            own = class_labels(torch.cat(found), path, where, part == "train")
             classes = classes or int(own.max()) + 1
-            check_labels(own, classes, str(path), partial(_place, path, layout, label))
+            check_labels(own, classes, str(path), where)
             counts[part] = len(own)
             said = f"{len(own):,} examples of {width} features, label column {columns.name}"
             print(f"read {path}: {said}, {int(own.max()) + 1} classes", file=sys.stderr)
     return counts
-
-
-def _classes(found: list[Tensor], path: Path, layout: Layout, label: int, part: str) -> Tensor:
-    table = Table(path, torch.empty(0, device="cpu"), layout)
-    return class_labels(torch.cat(found), table, label, part == "train")
-
-
-def _place(path: Path, layout: Layout, label: int, example: int) -> str:
-    return place(path, layout, example, label)
 
 
 def _is_uint8(block: Tensor) -> bool:

@@ -3,28 +3,27 @@
 Shapes: N examples, M columns, D features.
 """
 
-import math
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, note
 from ..files import user_path
 from .columns import (
-    CERTAIN,
-    LIKELY,
     Asked,
     Columns,
     are_bytes,
     find_columns,
     find_like,
-    index_column,
+    has_label_name,
+    side_of,
+    without_index,
 )
-from .table import Layout, Table, open_table, place
+from .table import Layout, open_table, place
 
 # Of a CSV data set a folder, or a mapping: the file of each part, or "dir", a folder; and where
 # the user says them "label" and "header", as `Asked` has them.
@@ -85,10 +84,16 @@ class Part:
         header = self.layout.header
         return header[self.columns.label] if header else str(self.columns.label + 1)
 
-    def place(self, example: int) -> str:
-        """The line and column of an example's label."""
-        assert self.columns.label is not None
-        return place(self.path, self.layout, example, self.columns.label)
+    @property
+    def place(self) -> Callable[[int], str]:
+        """As `label_place`."""
+        return label_place(self.path, self.layout, self.columns)
+
+
+def label_place(path: Path, layout: Layout, columns: Columns) -> Callable[[int], str]:
+    """The line and column in the file of an example's label, as a function of the example."""
+    assert columns.label is not None
+    return partial(place, path, layout, columns.label)
 
 
 def read_csv(files: Mapping[str, Path], asked: Asked) -> dict[str, Part]:
@@ -108,18 +113,14 @@ def read_csv(files: Mapping[str, Path], asked: Asked) -> dict[str, Part]:
             train = table.layout, columns
         if columns.label is None:
             continue
-        column = table.values[:, columns.label]
-        labels = class_labels(column, table, columns.label, part == "train")
+        column, where = table.values[:, columns.label], label_place(path, table.layout, columns)
+        labels = class_labels(column, path, where, part == "train")
         read[part] = Part(path, table.layout, columns, take(table.values, columns), labels)
     side = side_of(next(iter(read.values())).features.shape[1]) if read else 0
     if not side or not all(are_bytes(part.features) for part in read.values()):
         return read
     return {
-        name: Part(
-            *(part.path, part.layout, part.columns),
-            part.features.to(torch.uint8).reshape(-1, 1, side, side),
-            part.labels,
-        )
+        name: replace(part, features=part.features.to(torch.uint8).reshape(-1, 1, side, side))
         for name, part in read.items()
     }
 
@@ -154,7 +155,7 @@ def columns_of(
         columns = find_columns(path, header, values, asked)
         if not columns.features:
             raise InputError(f"{path}: holds a label and no features")
-        _note_index(path, header, index_column(header, values))
+        _note_index(path, header, columns.index)
         return columns
     of, known = train
     total = of.columns
@@ -168,7 +169,7 @@ def columns_of(
         )
     if found.label is None:
         said = "holds no labels: its examples are left out, and nothing is measured on them"
-        print(f"note: {path}: {said}", file=sys.stderr)
+        note(f"{path}: {said}")
     return found
 
 
@@ -181,19 +182,18 @@ def read_features(path: Path, asked: Asked, width: int) -> Tensor:
     values, header = table.values, table.header
     if values.shape[1] == width and asked.label == "auto":
         return values
-    index = index_column(header, values)
-    rest = [i for i in range(values.shape[1]) if i != index]
+    index, rest = without_index(header, values)
     if len(rest) == width and asked.label == "auto":
-        columns = Columns(None, tuple(rest))
+        columns = Columns(None, tuple(rest), index=index)
     elif len(rest) == width + 1:
         columns = find_columns(path, header, values, asked)
-        print(f"note: {path}: column {columns.name} is the label; it is ignored", file=sys.stderr)
+        note(f"{path}: column {columns.name} is the label; it is ignored")
     else:
         raise InputError(
             f"{path}: has {values.shape[1]} columns, but the network takes {width}, or {width + 1}"
             " with a label"
         )
-    _note_index(path, header, index)
+    _note_index(path, header, columns.index)
     return take(values, columns)
 
 
@@ -202,11 +202,10 @@ def read_labels(path: Path, asked: Asked) -> Tensor:
     like, or the one that is asked for. Raises InputError where this is in doubt."""
     table = open_table(path, asked)
     values, header = table.values, table.header
-    index = index_column(header, values)
-    rest = [i for i in range(values.shape[1]) if i != index]
+    _, rest = without_index(header, values)
     if len(rest) == 1 and asked.label == "auto":
         return values[:, rest[0]]
-    named = header is not None and any(header[i].lower() in (*CERTAIN, *LIKELY) for i in rest)
+    named = header is not None and has_label_name(header[i] for i in rest)
     if asked.label == "auto" and (are_features(values, header) or (header and not named)):
         raise InputError(
             f"{path}: which of its {values.shape[1]} columns is it? call one label, or give --label"
@@ -219,19 +218,18 @@ def read_labels(path: Path, asked: Asked) -> Tensor:
 def _note_index(path: Path, header: list[str] | None, index: int | None) -> None:
     if index is not None:
         called = f" ({header[index]!r})" if header else ""
-        say = f"column {index + 1}{called} counts the examples; it is left out"
-        print(f"note: {path}: {say}", file=sys.stderr)
+        note(f"{path}: column {index + 1}{called} counts the examples; it is left out")
 
 
 def are_features(values: Tensor, header: list[str] | None) -> bool:
     """Whether a table has as many bytes in a line as an image pixels, and none called a label."""
-    named = header is not None and any(name.lower() in (*CERTAIN, *LIKELY) for name in header)
+    named = header is not None and has_label_name(header)
     return not named and values.dtype == torch.uint8 and values.shape[1] in PIXELS
 
 
-def class_labels(column: Tensor, table: Table, place: int, train: bool) -> Tensor:
-    """Classes from a column, which is `place` in its table; of training examples so many that they
-    can be classes."""
+def class_labels(column: Tensor, path: Path, place: Callable[[int], str], train: bool) -> Tensor:
+    """Classes from a column, whose examples `place` finds in the file; of training examples so many
+    that they can be classes."""
     labels = column.long()
     most = max(10, len(column) // 2) if train else 2**31
     wrong = ((labels != column) | (labels < 0) | (labels >= most)).nonzero()
@@ -244,19 +242,9 @@ def class_labels(column: Tensor, table: Table, place: int, train: bool) -> Tenso
             else f"is too large for {len(column)} examples"
         )
         raise InputError(
-            f"{table.path}: {table.place(first, place)}: label {value:g} {why}; is another column"
-            " the label? give --label NAME, last or its number"
+            f"{path}: {place(first)}: label {value:g} {why}; is another column the label? give"
+            " --label NAME, last or its number"
         )
     if train and (lowest := int(labels.min())):
-        print(
-            f"note: {table.path}: labels begin at {lowest}, so that classes below it have no"
-            " examples",
-            file=sys.stderr,
-        )
+        note(f"{path}: labels begin at {lowest}, so that classes below it have no examples")
     return labels
-
-
-def side_of(count: int) -> int:
-    """The side of a square image of `count` pixels; 0 where it is none."""
-    side = math.isqrt(count)
-    return side if side * side == count and side >= 8 else 0

@@ -168,8 +168,7 @@ def load(
         if name == "csv"
         else {part: str(path) for (part, kind), path in found.items() if kind == "images"}
     )
-    own = {part: str(of.path) for part, of in tables.items()}
-    said = describe_parts(name, where, read, class_names, called, own)
+    said = describe_parts(name, where, read, class_names, called, files if tables else {})
     label = next(iter(tables.values())).label if tables else ""
     return Dataset(
         name, where, read.get("train"), read.get("test"), class_names, said, label, files

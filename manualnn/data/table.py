@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import itertools
 import re
-import sys
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, note
 from ..files import cache_folder, replacing
 from .columns import INDEX, Asked, is_header, is_number
 from .idx import GZIP, as_images, has_channels_last, read_idx
@@ -92,17 +91,12 @@ class Table:
     """The numbers of a CSV file, `values` (N, M), in its order of columns; `header` are its M names
     or None."""
 
-    path: Path
     values: Tensor
     layout: Layout
 
     @property
     def header(self) -> list[str] | None:
         return self.layout.header
-
-    def place(self, example: int, column: int) -> str:
-        """The line and column in the file of a value."""
-        return place(self.path, self.layout, example, column)
 
 
 def open_table(path: Path | str, asked: Asked = Asked()) -> Table:  # noqa: B008
@@ -111,7 +105,7 @@ def open_table(path: Path | str, asked: Asked = Asked()) -> Table:  # noqa: B008
     a line of another length, and where it is in doubt whether the first line is a header."""
     path = Path(path)
     layout = _layout(path, asked)
-    return Table(path, torch.from_numpy(_values(path, layout)), layout)
+    return Table(torch.from_numpy(_values(path, layout)), layout)
 
 
 def read_table(path: Path | str) -> tuple[Tensor, list[str] | None]:
@@ -128,7 +122,7 @@ def read_blocks(path: Path, most: int, asked: Asked) -> tuple[Layout, Iterator[T
     return layout, _blocks(path, layout, max(1, most // layout.columns))
 
 
-def place(path: Path, layout: Layout, example: int, column: int) -> str:
+def place(path: Path, layout: Layout, column: int, example: int) -> str:
     """The line and column in the file of an example's value."""
     lines = itertools.islice(_lines(path), int(layout.header is not None), None)
     number, _ = next(itertools.islice(lines, example, None))
@@ -147,16 +141,12 @@ def _layout(path: Path, asked: Asked) -> Layout:
     if len(second) == len(names) + 1:  # as R writes a table with row names
         names = ["", *names]
     elif asked.header != "yes" and all(map(is_number, names)):
-        _say(path, "its first line holds column numbers; it is taken for a header")
+        note(f"{path}: its first line holds column numbers; it is taken for a header")
     text = len(names) > 1 and names[0].lower() in INDEX and second and not is_number(second[0])
     if text:
-        _say(path, f"column 1 ({names[0]!r}) holds row names; it is left out")
+        note(f"{path}: column 1 ({names[0]!r}) holds row names; it is left out")
         return Layout(names[1:], len(names) - 1, True)
     return Layout(names, len(names))
-
-
-def _say(path: Path, text: str) -> None:
-    print(f"note: {path}: {text}", file=sys.stderr)
 
 
 def _blocks(path: Path, layout: Layout, rows: int) -> Iterator[Tensor]:
