@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .checklist import Check, check_mnist, check_names, check_report, check_sweeps
-from .config import Config, load_config
+from .config import Config
 from .errors import InputError
 from .files import PACKAGE, replacing, writing
 from .find import RUNS, runs_called
+from .places import run_config
 from .report import Options, class_names_of, write
 from .results import best_of, by_label, read_run
 from .sweep import write_predictions
@@ -97,7 +98,7 @@ def hand_in(
         checks = list(check_mnist(folders) if exercise == "mnist" else check_sweeps(folders))
         names = []
         if exercise == "fashion":
-            names = class_names_of(folders[0], class_names)
+            names = class_names_of(folders[0], options)
         checks += check_report(author, notes, pages, derivation_page, names)
         wanted = [file.replace("ID", identity) for file in NAMES[exercise]]
         checks.append(check_names(wanted, list(files), path, name))
@@ -217,7 +218,7 @@ def _single(folder: Path, data_dir: Path | str | None = None) -> Config:
         raise InputError(
             f"{folder}: holds {len(networks)} networks; hand in a run of one, or of its seeds"
         )
-    [member] = load_config(folder / "config.toml").members()
+    [member] = run_config(folder, data_dir).members()
     seed = best_of(folder, networks).replica.seed
     return replace(member, train=replace(member.train, seeds=None, seed=seed))
 

@@ -184,9 +184,9 @@ def _compose(
     return pages
 
 
-def class_names_of(folder: Path, given: Sequence[str] = ()) -> list[str]:
+def class_names_of(folder: Path, options: Options) -> list[str]:
     """The names of a run's classes in its report."""
-    return _Run(folder, tuple(given)).names
+    return _Run(folder, options.class_names, options.data_dir).names
 
 
 def _gap(height: float) -> Block:
@@ -204,7 +204,7 @@ class _Run:
     """A finished run and what its page shows."""
 
     def __init__(
-        self, folder: Path, class_names: tuple[str, ...], data_dir: Path | str | None = None
+        self, folder: Path, class_names: tuple[str, ...], data_dir: Path | str | None
     ) -> None:
         self.folder, self.given, self.data_dir = folder, class_names, data_dir
         self.name = printable(folder.resolve().name)

@@ -129,6 +129,28 @@ def test_all_scripts_take_the_data_from_the_same_places(scripts, tmp_path, capsy
     assert used("q2_train")[1:] == (str(scripts), [])
 
 
+def test_the_csv_exercise_from_another_folder(run, tmp_path, monkeypatch):
+    """Its tables, named from where it was trained, are found; or given where they are now."""
+    write_folder(tmp_path / "data", side=8)
+    run("data", "export-csv", "idx", "--data-dir", "data", "--out", "csv")
+    small = ["--data", "csv", "--epochs", 1, "--device", "cpu"]
+    for config in ("fashion-logistic", "fashion-nn"):
+        assert run("train", config, *small, "--set", "train.batch_size=16")[0] == 0
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    both = [tmp_path / "runs" / name for name in ("fashion-logistic", "fashion-nn")]
+    arguments = ["hand-in", *both, "--exercise", "fashion", "--id", "1", "--out", "1.zip"]
+    code, _, err = run(*arguments)
+    assert code == 0, err
+    (tmp_path / "csv").rename(tmp_path / "moved")
+    code, _, err = run(*arguments)
+    assert code == 2 and "its data are not at csv: give --data-dir" in err.splitlines()[-1]
+    code, _, err = run(*arguments, "--data-dir", tmp_path / "moved")
+    assert code == 0, err
+    with zipfile.ZipFile("1.zip") as archive:
+        assert len(archive.read("NN_pred.csv").split()) == 72
+
+
 def test_the_archive_of_the_csv_exercise(run, tmp_path):
     write_folder(tmp_path / "data", side=8)
     run("data", "export-csv", "idx", "--data-dir", "data", "--out", "csv")
